@@ -152,6 +152,18 @@ def test_superuser_ips(home):
     assert (done.returncode, done.stdout) == (0, "Successfully cleared SuperuserIPs setting!\n")
 
 
+def test_superuser_otp(fresh):
+    server = fresh()
+    changed = server.patch("/api/collections/_superusers", {"otp": {"enabled": True, "duration": 100, "length": 6}}, token=server.su)
+    assert changed.status == 200 and changed.json["mfa"]["enabled"] is True    # a code alone never opens a superuser's account
+    done = server.cli("superuser", "otp", "root@example.com")
+    shape = r'Successfully created OTP for superuser "root@example.com":\n├─ Id:    ([a-z0-9]{15})\n├─ Pass:  (\d{6})\n└─ Valid: 100s\n'
+    id, code = re.search(shape, done.stdout).groups()
+    assert done.returncode == 0
+    answer = server.post("/api/collections/_superusers/auth-with-otp", {"otpId": id, "password": code})
+    assert answer.status == 401 and set(answer.json) == {"mfaId"}
+
+
 def test_superuser_without_subcommand_shows_help(home):
     done = home.cli("superuser")
     assert done.returncode == 0 and "upsert" in done.stdout

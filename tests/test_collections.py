@@ -26,6 +26,13 @@ def api(server):
     return server
 
 
+@pytest.fixture(scope="module")
+def plain_user(api):
+    """The token of a user who is no superuser."""
+    api.add_user("plain@example.com")
+    return api.login("users", "plain@example.com")
+
+
 def create(api, **model):
     return api.post(API, model, token=api.su)
 
@@ -176,14 +183,12 @@ def test_referenced_collection_is_not_deleted(api):
     ("GET", ""), ("POST", ""), ("GET", "/users"), ("PATCH", "/users"), ("DELETE", "/users"), ("DELETE", "/users/truncate"), ("PUT", "/import"),
     ("GET", "/meta/scaffolds"), ("GET", "/meta/oauth2-providers"), ("POST", "/meta/dry-run-view"),
 ])
-def test_only_superusers_may_touch_collections(api, method, path):
+def test_only_superusers_may_touch_collections(api, plain_user, method, path):
     body = {} if method in ("POST", "PATCH", "PUT") else None
     guest = api.request(method, API + path, body)
-    assert guest.status == 401 and guest.json["message"] == "The request requires valid record authorization token."
-    if not api.get(records("users"), params={"filter": "email = 'plain@example.com'"}, token=api.su).json["items"]:
-        api.add_user("plain@example.com")
-    user = api.request(method, API + path, body, token=api.login("users", "plain@example.com"))
-    assert user.status == 403 and user.json["message"] == "The authorized record is not allowed to perform this action."
+    assert guest.json == envelope(401, "The request requires valid record authorization token.")
+    user = api.request(method, API + path, body, token=plain_user)
+    assert user.json == envelope(403, "The authorized record is not allowed to perform this action.")
 
 
 # ---- validation

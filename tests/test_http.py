@@ -173,6 +173,25 @@ def test_limit_of_a_record_grows_with_its_fields(api):
     assert api.raw(head % (NOTES.encode(), size) + value.rjust(size)).startswith(b"HTTP/1.1 200 ")
 
 
+def test_too_large_chunked_bodies_are_refused_while_they_arrive(api):
+    limit = 32 * 2**20 + 2**20
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n" % NOTES.encode()
+    with socket.create_connection(("127.0.0.1", api.port), 20) as sock:
+        sock.sendall(head)
+        try:
+            for _ in range(limit // 2**20 + 1):
+                sock.sendall(b"100000\r\n" + b" " * 2**20 + b"\r\n")
+            sock.sendall(b"0\r\n\r\n")
+        except ConnectionError:    # it may stop reading
+            pass
+        try:
+            answer = sock.recv(65536)
+        except ConnectionError:
+            answer = b""
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 413 "), answer
+    assert api.get("/api/health").status == 200
+
+
 def test_huge_headers_are_refused(api):
     with socket.create_connection(("127.0.0.1", api.port), 20) as sock:
         try:

@@ -20,6 +20,8 @@ from helpers_crowd import crowd
 CLIENTS, ROWS, QUICK = 64, 3000, 0.5
 SCAN = {"filter": "@collection.rows:a.text ?~ @collection.rows:b.text", "skipTotal": "1"}    # ROWS x ROWS comparisons: seconds
 
+UNFINISHED = b"GET /api/health HTTP/1.1\r\nHost: x\r\nX-Slow: a", b"POST /api/batch HTTP/1.1\r\nContent-Length: 99"    # dripped byte by byte
+
 
 @pytest.fixture(scope="module")
 def api():
@@ -128,10 +130,10 @@ def test_reads_stay_quick_beside_slow_and_idle_connections(api):
     slow = [socket.create_connection(("127.0.0.1", api.port), 60) for _ in range(500)]
     try:
         def drip():
-            for sent in range(40):
+            for sent in range(len(UNFINISHED[0])):
                 for i, sock in enumerate(slow):
                     try:
-                        sock.send(b"GET /api/health HTTP/1.1\r\nHost: x\r\nX-Slow: aaaaaaaaaaaaaaaa"[sent:sent + 1] if i % 2 else b"POST /api/batch HTTP/1.1\r\nContent-Length: 99999"[sent:sent + 1])
+                        sock.send(UNFINISHED[i % 2][sent:sent + 1])
                     except OSError:    # the server may lose its patience with them
                         pass
 
