@@ -1730,10 +1730,11 @@ def run_callbacks(callbacks):
 
 
 class _Job:
-    __slots__ = ("work", "waiter", "tx", "result", "error")
+    __slots__ = ("work", "alone", "waiter", "tx", "result", "error")
 
-    def __init__(self, work):
+    def __init__(self, work, alone):
         self.work = work
+        self.alone = alone
         self.waiter = gevent.hub.Waiter()
         self.tx = self.result = self.error = None
 
@@ -1767,7 +1768,7 @@ class Store:
         self._slow = {}
         self._idle_readers = []
         self._jobs = collections.deque()
-        self._greenlet = None
+        self._greenlet = self._idle_waiter = None
         self._writing = False               # a job or commit of the writer is under way
         self._totals = {}
         self._seen = self._data_version()
@@ -1843,6 +1844,8 @@ class Store:
 
     def stamp(self, tables):
         """A value that changes whenever one of the tables does."""
+        if not self._writing:               # its connection is free to be asked: 1.5 us
+            self._notice_foreign_change()
         if tables is None:
             return self.version, 0
         versions = self.table_versions
@@ -1850,26 +1853,30 @@ class Store:
 
     # ---- writes
 
-    def transaction(self, work):
-        """Runs `work(tx)` in the writer and returns its result after the COMMIT; an exception rolls the job back and comes out here."""
+    def transaction(self, work, alone=False):
+        """Runs `work(tx)` in the writer and returns its result after the COMMIT; an exception rolls the job back and comes out here.
+
+        `alone`: shares its COMMIT with no other job, so that what listens to the commit is done before the next job begins.
+        """
         if self.closed:
             raise RuntimeError("the store is closed")
         if gevent.getcurrent() is self._greenlet:
             raise RuntimeError("a write job asked for a transaction of its own: use tx.transaction")
-        job = _Job(work)
+        job = _Job(work, alone)
         self._jobs.append(job)
         if self._greenlet is None:
             self._greenlet = gevent.spawn(self._write_forever)
-            self._greenlet.store = self
-        elif self._idle_waiter is not None:
-            waiter, self._idle_waiter = self._idle_waiter, None
-            gevent.get_hub().loop.run_callback(waiter.switch, None)
+        else:
+            self._wake_writer()
         job.waiter.get()
         if job.error is not None:
             raise job.error
         return job.result
 
-    _idle_waiter = None
+    def _wake_writer(self):
+        waiter, self._idle_waiter = self._idle_waiter, None
+        if waiter is not None:
+            gevent.get_hub().loop.run_callback(waiter.switch, None)
 
     def _write_forever(self):
         while not self.closed:
@@ -1914,10 +1921,12 @@ class Store:
 
     def _run_jobs(self, batch):
         slice_end = perf_counter() + WRITE_SLICE
-        while self._jobs and len(batch) < BATCH_JOBS:
+        while self._jobs and len(batch) < BATCH_JOBS and not (batch and self._jobs[0].alone):
             job = self._jobs.popleft()
             batch.append(job)
             self._run_job(job)
+            if job.alone:
+                return
             if perf_counter() > slice_end:
                 gevent.sleep(0)
                 slice_end = perf_counter() + WRITE_SLICE
@@ -2029,13 +2038,35 @@ class Store:
         finally:
             db.close()
 
+    # ---- the superusers' SQL console
+
+    def console_write(self, sql, limit):
+        """(affected rows, [], []) of one or more changing statements, all or nothing."""
+        def work(tx):
+            return sum(max(in_thread(self._threads, _run_statement, self._writer, statement, ()), 0) for statement in split_statements(sql))
+        affected = self.transaction(work, alone=True)
+        self.forget()
+        run_callbacks([(function, ()) for function in self.on_foreign_change])
+        return affected, [], []
+
+    def console_read(self, sql, limit):
+        """(0, column names, rows) of the last statement; the connection cannot write."""
+        db = self._connect(read_only=True)
+        db.set_authorizer(_deny_attach)
+        timer = gevent.get_hub().loop.timer(self.query_timeout)
+        timer.start(db.interrupt)
+        try:
+            return in_thread(self._threads, _run_console, db, split_statements(sql), limit)
+        finally:
+            timer.close()
+            db.close()
+
     def close(self):
         """Ends the writer after the jobs that wait, folds the WAL into the file and lets go of it."""
         while self._jobs or self._writing:
             gevent.sleep(0.005)
         self.closed = True
-        if self._idle_waiter is not None:
-            self._idle_waiter.switch(None)
+        self._wake_writer()
         for db in (*self._idle_readers, self._reader):
             db.close()
         try:
@@ -2047,6 +2078,33 @@ class Store:
 
 def _fetch_all(db, sql, params):
     return db.execute(sql, params).fetchall()
+
+
+def split_statements(text):
+    """The statements of an SQL text: `a; b` -> ["a;", "b"]; semicolons inside strings, comments and triggers do not count."""
+    statements, current = [], ""
+    for piece in text.split(";"):
+        current += piece + ";"
+        if sqlite3.complete_statement(current):
+            if current.strip(" \t\r\n;"):
+                statements.append(current)
+            current = ""
+    if current.strip(" \t\r\n;"):
+        statements.append(current[:-1])
+    if not statements:
+        raise PlainError("empty query")
+    return statements
+
+
+def _deny_attach(action, *_):
+    return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
+
+
+def _run_console(db, statements, limit):
+    for statement in statements:
+        cursor = db.execute(statement)
+        rows = cursor.fetchmany(limit)
+    return 0, [column[0] for column in cursor.description or ()], rows
 
 
 def _run_statement(db, sql, params):
@@ -5465,7 +5523,7 @@ def _merge_collection(collection, data):
         setattr(collection, attribute, form[rule])
     folded = {key.lower(): value for key, value in data.items()}
     if "fields" in folded and not collection.type == "view":
-        collection.fields = field_list(folded["fields"] or [])
+        collection.fields = field_list([] if folded["fields"] is None else folded["fields"])
     shape = AUTH_SHAPE if collection.type == "auth" else {"viewQuery": "text"} if collection.type == "view" else {}
     if set(shape) != set(collection.options):          # another type was asked for: the check refuses it
         collection.options = zero_of(shape)
@@ -5757,9 +5815,10 @@ def _check_fields(collection, old, schema, db):
     errors = _check_duplicates(fields) or _check_kept_system_fields(collection, old) or _check_system_fields(collection) or _check_field_changes(collection, old)
     if errors:
         return errors
-    for index, field in enumerate(fields):
-        if collection.is_auth and field.name in ("passwordConfirm", "oldPassword"):
-            return {f"fields.{index}.name": FieldError("validation_reserved_field_name")}
+    if collection.is_auth:
+        reserved = [i for i, field in enumerate(fields) if field.name in ("passwordConfirm", "oldPassword")]
+        if reserved:
+            return {f"fields.{index}.name": FieldError("validation_reserved_field_name") for index in reserved}
     for index, field in enumerate(fields):
         for name, error in (_check_common_options(field) | field.check_options(collection, schema)).items():
             errors.setdefault(f"fields.{index}.{name}", error)
@@ -6562,6 +6621,10 @@ class App:
     def transaction(self, work):
         return self.store.transaction(work)
 
+    def schema_transaction(self, work):
+        """A transaction that changes collections: the next one already sees the new schema."""
+        return self.store.transaction(work, alone=True)
+
     def collection(self, name_or_id):
         return self.schema.find(name_or_id)
 
@@ -6729,13 +6792,18 @@ def _without_blanks(text):
     return '"'.join(pieces)
 
 
+def _json_one(stored):
+    """A single select, relation or file; the column may hold an array of earlier times."""
+    return quote_json(stored if stored[:1] != "[" else read_single(stored))
+
+
 def _json_geo(stored):
     point = read_geo_point(stored)
     return f'{{"lon":{format_number(point["lon"])},"lat":{format_number(point["lat"])}}}'
 
 
 #: What a generated encoder may call; the key is how `_value_source` names it.
-ENCODER_HELPERS = {"quote": quote_json, "number": _json_number, "date": _json_date, "many": _json_list, "json": _json_value, "geo": _json_geo,
+ENCODER_HELPERS = {"quote": quote_json, "number": _json_number, "date": _json_date, "many": _json_list, "one": _json_one, "json": _json_value, "geo": _json_geo,
                    "truth": {0: "false", 1: "true"}}
 _ENCODER_WORD = {"number": "number", "date": "date", "autodate": "date", "json": "json", "geoPoint": "geo"}
 
@@ -6745,7 +6813,7 @@ def _value_source(field, place):
         return '""'
     if field.type == "bool":
         return f"{{truth[row[{place}]]}}"
-    word = "many" if field.listed and field.multiple else _ENCODER_WORD.get(field.type, "quote")
+    word = ("many" if field.multiple else "one") if field.listed else _ENCODER_WORD.get(field.type, "quote")
     return f"{{{word}(row[{place}])}}"
 
 
@@ -10122,6 +10190,8 @@ class Boundary:
             endpoint, arguments = find_endpoint(request)
             if endpoint is None:
                 return self.elsewhere(request)
+            if (request.content_length or 0) > BODY_LIMIT and endpoint not in OWN_BODY_LIMIT:
+                raise too_large()
             result = endpoint(call, **arguments)
             return self.finish(call, result)
         except ApiError as error:
@@ -10343,7 +10413,7 @@ class RecordWrite:
         missing = "Missing collection context." if verb == "delete" or call.request is None else "Missing or invalid collection context."
         self.collection = records_collection(call, name, missing)
         self.rule = getattr(self.collection, verb + "_rule")
-        self.keys, self.hashes, self.old_hash, self.record = [], {}, None, None
+        self.keys, self.hashes, self.old_hash, self.record = {}, {}, None, None       # keys: Upload -> its storage key
 
     # before
 
@@ -10393,7 +10463,7 @@ class RecordWrite:
             return                              # no record can have this id: the validation says so
         for upload in uploads:
             key = file_key(self.collection.id, id, upload)
-            self.keys.append(key)
+            self.keys[upload] = key
             in_thread(self.app.file_threads, self.app.storage.save, key, upload.source, upload.mime, upload.original)
 
     def _hash_passwords(self):
@@ -10415,6 +10485,7 @@ class RecordWrite:
 
     def run(self, tx):
         try:
+            self._refresh_collection()
             return getattr(self, "_" + self.verb)(tx)
         except ApiError as error:
             if error.status == 400 and error.message == STATUS_MESSAGES[400]:
@@ -10422,6 +10493,15 @@ class RecordWrite:
             raise
         except (sqlite3.Error, ValueError, OverflowError) as error:
             raise bad_request(self.FAILED[self.verb], raw=str(error)) from None
+
+    def _refresh_collection(self):
+        """The collection as it is now, should it have changed while the write waited for its turn."""
+        current = self.app.schema.find_exact(self.collection.id)
+        if current is not self.collection:
+            if current is None:
+                raise not_found("Missing collection context.")
+            self.collection, self.rule = current, getattr(current, self.verb + "_rule")
+            _check_rule_access(self.call, self.rule)
 
     def _create(self, tx):
         call, collection = self.call, self.collection
@@ -10502,8 +10582,14 @@ class RecordWrite:
         """The saved record as the caller may see it."""
         return records_json(self.app, db, self.info, self.collection, [self.record.row()], self.call.param("expand"))[0]
 
+    def settle(self):
+        """Removes the uploads that did not make it into the record: a single field keeps the last of several."""
+        if self.keys:
+            kept = {name for field in self.collection.file_fields for name in field.items(self.record[field.name])}
+            forget_uploads(self.app, [key for upload, key in self.keys.items() if upload not in kept])
+
     def discard(self):
-        forget_uploads(self.app, self.keys)
+        forget_uploads(self.app, self.keys.values())
 
 
 def new_record_satisfies(app, db, info, record, rule):
@@ -10545,6 +10631,7 @@ def write_record(call, name, verb, id=""):
     except BaseException:
         write.discard()
         raise
+    write.settle()
     return None if verb == "delete" else write.answer(call.app.store)
 
 
@@ -10562,6 +10649,9 @@ def create_record(call, name):
 def update_record(call, name, id):
     """PATCH /api/collections/{collection}/records/{id}"""
     return write_record(call, name, "update", id)
+
+
+OWN_BODY_LIMIT = {create_record, update_record}        # endpoints that know better than BODY_LIMIT
 
 
 @route("DELETE", "/api/collections/<name>/records/<id>")
@@ -10600,7 +10690,12 @@ def run_batch(call):
     except BaseException:
         batch.discard()
         raise
+    for write, _ in batch.writes:
+        write.settle()
     return "[" + ",".join(batch.answers) + "]"
+
+
+OWN_BODY_LIMIT.add(run_batch)
 
 
 def _load_batch(call, settings):
@@ -10648,7 +10743,7 @@ class Batch:
             if match:
                 break
         else:
-            raise bad_request()
+            raise ApiError(500)
         *parts, query = match.groups()
         name, id = unquote(parts[0]), unquote(parts[1]) if len(parts) > 1 else ""
         call = Call(self.call.app, None, method, self.call.auth, parse_query(query or ""), "batch")
@@ -10773,7 +10868,7 @@ def _collection_body(call, message):
 def create_collection(call):
     """POST /api/collections"""
     call.need_superuser()
-    return _save_collection(call, collection_from_data(_collection_body(call, INVALID_TYPE_DATA)), None, "create")
+    return _save_collection(call, _collection_body(call, INVALID_TYPE_DATA), None)
 
 
 @route("PATCH", "/api/collections/<name>")
@@ -10784,29 +10879,36 @@ def update_collection(call, name):
     sent_id = next((v for k, v in data.items() if k.lower() == "id"), None)
     if sent_id and sent_id != old.id:
         raise not_found()
-    return _save_collection(call, collection_from_data(data, old), old, "update")
+    return _save_collection(call, data, old.id)
 
 
-def _save_collection(call, collection, old, verb):
-    app = call.app
+def _save_collection(call, data, id):
+    """Creates (id None) or updates a collection of a request body; the answer's JSON data."""
+    app, verb = call.app, "update" if id else "create"
     failed = f"Failed to {verb} collection."
+    collection_from_data(data, id and app.schema.find_exact(id))       # what cannot be read is refused before anything waits
 
     def work(tx):
+        old = id and app.schema.find_exact(id)
+        if id and old is None:
+            raise not_found()
+        collection = collection_from_data(data, old)
         schema = app.events.fire((f"collection_{verb}", f"model_{verb}"), lambda e: save_collection(tx, app.schema, collection, old, now_text()),
                                  app=app, tx=tx, collection=collection)
         app.adopt_schema(tx, schema)
         tx.after_commit(lambda: app.events.fire((f"collection_after_{verb}_success", f"model_after_{verb}_success"), no_work, app=app, collection=collection))
         if old is not None and old.name != collection.name:
             tx.after_commit(_rename_rate_limits, app, old.name, collection.name)
+        return collection
     try:
-        app.events.fire((f"collection_{verb}_request",), lambda e: app.transaction(work), app=app, call=call, collection=collection)
+        saved = app.events.fire((f"collection_{verb}_request",), lambda e: app.schema_transaction(work), app=app, call=call, collection=id and app.schema.find_exact(id))
     except PlainError as error:
         raise bad_request(f"{failed} Raw error: \n{error}.", raw=str(error)) from None
     except sqlite3.Error as error:
         raise bad_request(f"{failed} Raw error: \n{sqlite_message(error)}.") from None
     except ApiError as error:
         raise (bad_request(failed, error.data, error.raw) if error.status == 400 else error) from None
-    return collection.as_json()
+    return saved.as_json()
 
 
 def _rename_rate_limits(app, old, new):
@@ -10826,6 +10928,8 @@ def remove_collection(call, name):
     collection, app = _known_collection(call, name), call.app
 
     def work(tx):
+        if app.schema.find_exact(collection.id) is None:
+            raise not_found()
         schema = app.events.fire(("collection_delete", "model_delete"), lambda e: delete_collection(tx, app.schema, collection), app=app, tx=tx, collection=collection)
         for table in _REFERENCE_TABLES if collection.is_auth else ():
             tx.write(f"DELETE FROM {quote_name(table)} WHERE `collectionRef`=?", (collection.id,))
@@ -10833,7 +10937,7 @@ def remove_collection(call, name):
         app.adopt_schema(tx, schema)
         if collection.file_fields:
             tx.after_commit(app.file_threads.spawn, app.storage.delete_prefix, collection.id + "/")
-    app.events.fire(("collection_delete_request",), lambda e: app.transaction(work), app=app, call=call, collection=collection)
+    app.events.fire(("collection_delete_request",), lambda e: app.schema_transaction(work), app=app, call=call, collection=collection)
 
 
 @route("DELETE", "/api/collections/<name>/truncate")
@@ -10876,7 +10980,7 @@ def import_all_collections(call):
     def work(tx):
         app.adopt_schema(tx, import_collections(tx, app.schema, items, form["deleteMissing"], now_text()))
     try:
-        app.transaction(work)
+        app.schema_transaction(work)
     except (PlainError, sqlite3.Error) as error:
         text = str(error) if isinstance(error, PlainError) else sqlite_message(error)
         raise _import_error(f"Failed to import the collections configuration. Raw error:\n{text}") from None
@@ -10953,6 +11057,29 @@ def _undotted(data):
             node = node.setdefault(parent, {})
         node[last] = value
     return out
+
+
+# ---- SQL console
+
+SQL_WRITES = re.compile(r"\s*(INSERT|CREATE|UPDATE|DELETE|DROP|DETACH|ALTER|REPLACE)", re.I)
+SQL_ROWS = 1000
+
+
+@route("POST", "/api/sql")
+def run_sql(call):
+    """POST /api/sql"""
+    call.need_superuser()
+    form = read_form(call, {"query": "text"})
+    check_form(form, {"query": (required, length(1, 5000))})
+    app, started = call.app, perf_counter()
+    run = app.store.console_write if SQL_WRITES.match(form["query"]) else app.store.console_read
+    try:
+        affected, columns, rows = run(form["query"], SQL_ROWS)
+    except (sqlite3.Error, sqlite3.Warning, PlainError) as error:
+        raise bad_request(f"Failed to execute query. Raw error:\n{error if isinstance(error, PlainError) else sqlite_message(error)}.") from None
+    return {"execTime": int((perf_counter() - started) * 1000), "affectedRows": affected,
+            "columns": [{"name": name, "type": "", "nullable": True} for name in columns],
+            "rows": [[None if v is None else cast_text(v) if not isinstance(v, bytes) else read_text(v) for v in row] for row in rows]}
 
 
 # ---- signing in
