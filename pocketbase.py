@@ -11,15 +11,17 @@ SQLite, REST, auth, files and an admin page. Read it from top to bottom; a chapt
   7. Files
   8. Fields
   9. Filters
- 10. Collections
- 11. Application
- 12. Records
- 13. Mail
- 14. Identity
- 15. Server
- 16. Routes
- 17. Dashboard
- 18. Command line
+ 10. OAuth2
+ 11. Collections
+ 12. Application
+ 13. Records
+ 14. Mail
+ 15. Identity
+ 16. Operations
+ 17. Server
+ 18. Routes
+ 19. Dashboard
+ 20. Command line
 """
 
 from gevent import monkey
@@ -28,6 +30,7 @@ monkey.patch_all()      # before ssl and everything that imports it
 
 from base64 import b64encode
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from email.utils import formatdate
@@ -36,9 +39,14 @@ from json.decoder import scanstring as _scan_json_string
 from json.encoder import encode_basestring as quote_json
 from time import perf_counter
 from typing import NamedTuple
+from urllib.parse import parse_qs
 from urllib.parse import quote
+from urllib.parse import quote_plus
 from urllib.parse import unquote
 from urllib.parse import unquote_to_bytes
+from urllib.parse import urlencode
+from urllib.parse import urljoin
+from urllib.parse import urlsplit
 import base64
 import binascii
 import collections
@@ -50,6 +58,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import hmac
 import html
 import io
 import ipaddress
@@ -85,7 +94,6 @@ import gevent
 import gevent.event
 import gevent.hub
 import gevent.threadpool
-import jwt
 
 
 # ============================================================================
@@ -1302,6 +1310,9 @@ FIELD_MESSAGES = {
     "validation_pk_invalid": "The record primary key is invalid or already exists.",
     "validation_invalid_auth_id": "Invalid or duplicated auth record id.",
     "validation_invalid_old_password": "Missing or invalid old password.",
+    "validation_invalid_password": "Missing or invalid auth record password.",
+    "validation_invalid_new_email": "Invalid new email address.",
+    "validation_invalid_token_email": "The new email address is invalid.",
     "validation_invalid_collection_id": "Missing or invalid collection.",
     "validation_invalid_collection_type": "Invalid collection type - must be auth.",
     "validation_invalid_record": "Missing or invalid record.",
@@ -5240,7 +5251,856 @@ def plan_simple(columns, filter="", sort="", json_columns=()):
 
 
 # ============================================================================
-#  10. Collections
+#  10. OAuth2
+# ============================================================================
+# Owns what is said to other servers when somebody signs in with an account held elsewhere: the provider table, the address to
+# send the browser to, code for token, token for user, id tokens and their keys, and the guarded download of avatars.
+# Invariant: a user comes only from the provider that was asked, and an e-mail only if that provider vouches for it.
+# It knows no records: linking and creating are done by who calls. May use chapters 1-2; HTTP by requests, imported on first use.
+# Sources: RFC 6749, RFC 7636 (PKCE), RFC 9700 (security practice), OpenID Connect Core 1.0, RFC 7517 and 8725 (keys, tokens).
+
+
+
+OAUTH2_SECONDS = 30  # for a whole sign-in: token, user, extra calls, keys
+_OAUTH2_BODY = 4 << 20  # bytes of one answer, decoded; user infos have some kB
+_TOKEN_FAILED = "Failed to fetch OAuth2 token."
+_USER_FAILED = "Failed to fetch OAuth2 user."
+_APPLE_ISSUER = "https://appleid.apple.com"
+_APPLE_KEYS = "https://appleid.apple.com/auth/keys"
+_GITEE_EMAILS = "https://gitee.com/api/v5/emails"
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
+
+@contextmanager
+def _within(seconds, error):
+    """Raise error when the block takes longer. A Timeout is no Exception, so nothing inside can mistake it for a failed attempt."""
+    timer = gevent.Timeout.start_new(seconds)
+    try:
+        yield
+    except gevent.Timeout as fired:
+        if fired is not timer:
+            raise
+        raise error from None
+    finally:
+        timer.close()
+
+
+class OAuth2Error(ApiError):
+    """A failed sign-in: message is for the visitor, raw for the log (it holds no secret)."""
+
+    def __init__(self, message, detail):
+        super().__init__(400, message, None, detail)
+
+
+# ---- user info paths
+# A row of PROVIDERS says where a value is by a path: "data.0.name" walks objects and lists. Alternatives:
+#   "#id"                    the value must be a JSON number, and becomes decimal text (all others must be text)
+#   ("first", "last")        the texts joined by a space
+# email_if: conditions that must hold, "verified" being exactly true, "~verified" anything that reads as true ("1", 1, "true").
+# require: (path, value) without which the account is turned down. A missing value is "", a wrong type fails the sign-in.
+
+def user_info_value(info, path):
+    """Return the value at a path, or None: user_info_value({"data": [{"id": 1}]}, "data.0.id") -> 1"""
+    for step in path.split("."):
+        if isinstance(info, dict):
+            info = info.get(step)
+        elif isinstance(info, list) and step.isdigit() and int(step) < len(info):
+            info = info[int(step)]
+        else:
+            return None
+    return info
+
+
+def user_info_text(info, path):
+    """Return the text that a mapping row asks for."""
+    if isinstance(path, tuple):
+        return " ".join(user_info_text(info, one) for one in path).strip()
+    value = user_info_value(info, path.lstrip("#")) if path else None
+    if path.startswith("#") and isinstance(value, int) and not isinstance(value, bool):
+        return str(value) if value else ""  # 0 is what servers send for nobody; it must not become an account
+    if value is not None and (path.startswith("#") or not isinstance(value, str)):
+        raise OAuth2Error(_USER_FAILED, f"user info value {path} has the wrong type")
+    return value or ""
+
+
+def user_info_holds(info, condition):
+    """Tell whether an email_if condition holds."""
+    value = user_info_value(info, condition.lstrip("~"))
+    if condition.startswith("~"):
+        return _reads_as_true(value)
+    if value is not None and not isinstance(value, bool):
+        raise OAuth2Error(_USER_FAILED, f"user info value {condition} is no boolean")
+    return value is True
+
+
+def _reads_as_true(value):
+    return value in ("1", "t", "T", "true", "TRUE", "True") if isinstance(value, str) else isinstance(value, (bool, int, float)) and value != 0
+
+
+# ---- calls to providers
+
+def _http_call(method, url, message, authorization="", headers=None, **options):
+    """Return (status, content type, body) of one call to a provider; its addresses come from superusers and may be internal."""
+    import requests
+
+    def sign(request):  # as auth, not as header: else requests prefers a password it finds in ~/.netrc
+        if authorization:
+            request.headers["Authorization"] = authorization
+        return request
+    headers = {"Accept": "application/json", "User-Agent": "PocketBase", **(headers or {})}
+    try:
+        with requests.request(method, url, headers=headers, auth=sign, stream=True, timeout=OAUTH2_SECONDS, **options) as answer:
+            body = bytearray()
+            for piece in answer.iter_content(65536):
+                body += piece
+                if len(body) > _OAUTH2_BODY:
+                    raise OAuth2Error(message, "the provider's answer is too large")
+            kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            return answer.status_code, kind, bytes(body)
+    except (requests.RequestException, ValueError, OSError) as error:  # ValueError: addresses that are none
+        raise OAuth2Error(message, f"{url}: {type(error).__name__}") from error
+
+
+def _json_or_fail(body, message):
+    try:
+        value = json.loads(body, parse_constant=_refuse_json_constant)
+        # half a surrogate pair in a name would break every later encoding
+        return json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+    except (ValueError, RecursionError):
+        raise OAuth2Error(message, "the provider's answer is no JSON") from None
+
+
+def _refuse_json_constant(name):
+    raise ValueError(f"{name} is no JSON")
+
+
+# ---- id tokens
+
+_ALGORITHMS = {  # what a key may sign with, by its curve or type; never none, never HMAC with a public key as its secret (RFC 8725 2.1)
+    "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    "P-256": ("ES256",), "P-384": ("ES384",), "P-521": ("ES512",), "Ed25519": ("EdDSA",), "Ed448": ("EdDSA",),
+}
+_ID_TOKEN_BYTES = 64 << 10
+_RSA_BITS = 2048  # RFC 7518 3.3
+_KEYS_SECONDS = 600  # how long fetched keys serve
+_REFETCH_SECONDS = 10  # between two fetches for unknown key ids, which anybody could make up
+_KEY_SETS = 64  # addresses remembered
+
+
+class KeySets:
+    """The JWKS of providers by address: cached for ten minutes, fetched anew at once when a token names an unknown key."""
+
+    def __init__(self):
+        self._sets = {}  # url: (keys, fetched at, last fetched for an unknown id)
+        self._places = {}  # issuer: (url, found at)
+
+    def key(self, url, kid, algorithm):
+        """Return the JWK (dict) with this id that may sign with this algorithm. Raises OAuth2Error."""
+        now = time.monotonic()
+        keys, fetched, asked = self._sets.get(url, ((), float("-inf"), float("-inf")))
+        fresh = now - fetched <= _KEYS_SECONDS
+        found = _fitting_key(keys, kid, algorithm) if fresh else None
+        if found is None and (not fresh or now - asked > _REFETCH_SECONDS):
+            keys = self._fetch(url)
+            self._sets[url] = (keys, now, now if fresh else asked)
+            while len(self._sets) > _KEY_SETS:
+                del self._sets[next(iter(self._sets))]
+            found = _fitting_key(keys, kid, algorithm)
+        if found is None:
+            raise OAuth2Error(_USER_FAILED, f"no key {kid[:100]!r} for {algorithm} at {url}")
+        return found
+
+    def url(self, issuer):
+        """Return where an issuer publishes its keys: jwks_uri of a document that must name the issuer (OpenID Connect Discovery 4)."""
+        url, found_at = self._places.get(issuer, ("", 0))
+        if not url or time.monotonic() - found_at > _KEYS_SECONDS:
+            status, _, body = _http_call("GET", issuer.rstrip("/") + "/.well-known/openid-configuration", _USER_FAILED)
+            document = _json_or_fail(body, _USER_FAILED) if status < 400 else None
+            url = user_info_value(document, "jwks_uri")
+            if user_info_value(document, "issuer") != issuer or not isinstance(url, str) or not url:
+                raise OAuth2Error(_USER_FAILED, f"no discovery document of {issuer}: status {status}")
+            self._places[issuer] = (url, time.monotonic())
+        return url
+
+    def _fetch(self, url):
+        status, _, body = _http_call("GET", url, _USER_FAILED)
+        keys = user_info_value(_json_or_fail(body, _USER_FAILED), "keys") if status < 400 else None
+        if not isinstance(keys, list):
+            raise OAuth2Error(_USER_FAILED, f"no keys at {url}: status {status}")
+        return [key for key in keys if isinstance(key, dict)]
+
+
+key_sets = KeySets()
+
+
+def _fitting_key(keys, kid, algorithm):
+    """Return the first key with this id that is for signing and, by its own alg and its type, for this algorithm."""
+    return next((key for key in keys if key.get("kid") == kid and key.get("use") in (None, "", "sig") and key.get("alg") in (None, "", algorithm)
+                 and algorithm in _ALGORITHMS.get(str(key.get("crv") or key.get("kty")), ())), None)
+
+
+def verify_id_token(token, provider, issuers=(), keys_url="", nonce=None, need_exp=False):
+    """Return the claims of an id token after all checks of OpenID Connect Core 3.1.3.7 that the arguments allow.
+
+    issuers: accepted iss values; keys_url: the JWKS that must have signed it; nonce: the value that was sent, if one was.
+    Raises OAuth2Error (text: Failed to fetch OAuth2 user.)
+    """
+    claims = check_id_token_claims(_unverified_claims(token), provider["clientId"], issuers, need_exp)
+    if nonce is not None and not hmac.compare_digest(str(claims.get("nonce")).encode(), nonce.encode()):
+        raise OAuth2Error(_USER_FAILED, "id token: wrong nonce")
+    if keys_url:
+        _check_signature(token, keys_url)
+    return claims
+
+
+def _unverified_claims(token):
+    return _token_part(token, 1)
+
+
+def _token_part(token, index):
+    """Return a part of a JWT as dict, without any check but of its form."""
+    parts = token.split(".") if isinstance(token, str) and len(token) <= _ID_TOKEN_BYTES else []
+    try:
+        if len(parts) != 3:
+            raise ValueError("not three parts")
+        value = json.loads(base64.b64decode(parts[index] + "=" * (-len(parts[index]) % 4), b"-_", validate=True))
+        if not isinstance(value, dict):
+            raise ValueError("no object")
+        return value
+    except (ValueError, RecursionError) as error:
+        raise OAuth2Error(_USER_FAILED, f"id token: missing or garbled ({type(error).__name__})") from None
+
+
+def check_id_token_claims(claims, client_id, issuers=(), need_exp=False):
+    """Check times, audience and issuer; return the claims. Clocks may differ by five minutes (PB_ID_TOKEN_LEEWAY: seconds)."""
+    now, leeway = time.time(), _leeway()
+    for name, late in (("exp", True), ("nbf", False), ("iat", False)):
+        at = claims.get(name)
+        if at is None and not (need_exp and name == "exp"):
+            continue
+        if not isinstance(at, (int, float)) or isinstance(at, bool) or (now >= at + leeway if late else now < at - leeway):
+            raise OAuth2Error(_USER_FAILED, f"id token: {name} is not acceptable")
+    audience = claims.get("aud")
+    audience = audience if isinstance(audience, list) else [audience]
+    # one token for several parties is for the one it was issued to (OpenID Connect Core 3.1.3.7, 4-5)
+    if client_id not in audience or not client_id or (len(audience) > 1 and claims.get("azp", client_id) != client_id):
+        raise OAuth2Error(_USER_FAILED, "id token: it is for somebody else")
+    if issuers and claims.get("iss") not in issuers:
+        raise OAuth2Error(_USER_FAILED, "id token: wrong issuer")
+    return claims
+
+
+def _leeway():
+    try:
+        return int(os.environ.get("PB_ID_TOKEN_LEEWAY", ""))
+    except ValueError:
+        return 300
+
+
+def _check_signature(token, keys_url):
+    import jwt
+    header = _token_part(token, 0)
+    kid, algorithm = header.get("kid"), header.get("alg")
+    if not isinstance(kid, str) or not kid or not isinstance(algorithm, str) or "crit" in header:  # crit: RFC 7515 4.1.11, we know none
+        raise OAuth2Error(_USER_FAILED, "id token: header without key id or algorithm")
+    key = key_sets.key(keys_url, kid, algorithm)
+    try:
+        public = jwt.PyJWK(key, algorithm=algorithm).key
+        if key["kty"] == "RSA" and public.key_size < _RSA_BITS:
+            raise OAuth2Error(_USER_FAILED, "id token: the key is too short")
+        jwt.api_jws.decode(token, key=public, algorithms=[algorithm])
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError) as error:  # of keys that are none, too
+        raise OAuth2Error(_USER_FAILED, f"id token: {type(error).__name__}") from None
+
+
+def _oidc_claims(call):
+    """Return the id token's claims for an OIDC provider that was configured without a user info address."""
+    issuers = call.provider["extra"].get("issuers") or []
+    issuers = issuers.split() if isinstance(issuers, str) else issuers
+    keys_url, token = call.provider["extra"].get("jwksURL") or "", call.token.get("id_token")
+    if issuers and not keys_url:
+        # Stricter than PocketBase, which then checks no signature: the issuer publishes where its keys are, so they are used.
+        claims = check_id_token_claims(_unverified_claims(token), call.provider["clientId"], issuers)
+        keys_url = key_sets.url(claims["iss"])
+    return verify_id_token(token, call.provider, issuers, keys_url)
+
+
+# ---- what is odd: functions (user, call) that finish a mapped user. call: see _UserCall
+
+def _apple_profile(call):
+    return verify_id_token(call.token.get("id_token"), call.provider, [_APPLE_ISSUER], _APPLE_KEYS, need_exp=True)
+
+
+def _oidc_profile(call):
+    """User info, or the id token when no address for it is configured. When both came they must agree (OpenID Connect Core 5.3.2)."""
+    if not call.provider["userInfoURL"]:
+        return _oidc_claims(call)
+    info = _fetched_profile(call)
+    try:
+        subject = _unverified_claims(call.token.get("id_token")).get("sub")
+    except OAuth2Error:
+        return info
+    if subject != info.get("sub"):
+        raise OAuth2Error(_USER_FAILED, "user info and id token are of different users")
+    return info
+
+
+def _finish_microsoft(user, call):
+    """The e-mail of a work account is whatever its administrator typed, so only claims that Microsoft checked count when asked for."""
+    rule = call.provider["extra"].get("idTokenEmailClaim")
+    if rule not in ("verified_primary_email", "email_and_xms_edov", "any_verified", "email"):
+        return
+    try:  # straight from the token endpoint, so TLS stands in for the signature (OpenID Connect Core 3.1.3.7, 6)
+        claims = check_id_token_claims(_unverified_claims(call.token.get("id_token")), call.provider["clientId"])
+    except OAuth2Error:
+        claims = {}
+    primary, email = claims.get("verified_primary_email"), claims.get("email")
+    checked = email if _reads_as_true(claims.get("xms_edov")) else None
+    chosen = {"verified_primary_email": primary, "email_and_xms_edov": checked, "email": email,
+              "any_verified": primary if primary and isinstance(primary, str) else checked}[rule]
+    user["email"] = chosen if isinstance(chosen, str) else ""
+
+
+def _finish_yandex(user, call):
+    avatar = user_info_text(call.info, "default_avatar_id")
+    if avatar and not user_info_holds(call.info, "is_avatar_empty"):
+        user["avatarURL"] = f"https://avatars.yandex.net/get-yapic/{avatar}/islands-200"
+
+
+def _finish_instagram(user, call):
+    if "permissions" in call.token:
+        call.info["permissions"] = call.token["permissions"]
+
+
+def _finish_github(user, call):
+    """The profile's e-mail need not be confirmed; the list says which is. Without permission to read it there is none."""
+    status, body = call.get(call.provider["userInfoURL"] + "/emails")
+    if status >= 400 and status not in (401, 403, 404):
+        raise OAuth2Error(_USER_FAILED, f"e-mail list: status {status}")
+    rows = _rows(_json_or_fail(body, _USER_FAILED)) if status < 400 else []
+    user["email"] = next((_as_text(row.get("email")) for row in rows if row.get("verified") is True and row.get("primary") is True), "")
+
+
+def _finish_gitlab(user, call):
+    confirmed = user_info_value(call.info, "confirmed_at")  # unconfirmed is null
+    if not (isinstance(confirmed, str) and re.match(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)\Z", confirmed)):
+        user["email"] = ""
+
+
+def _finish_bitbucket(user, call):
+    status, body = call.get(call.provider["userInfoURL"] + "/emails")
+    rows = _rows(user_info_value(_json_or_fail(body, _USER_FAILED), "values")) if status < 400 else []
+    user["email"] = next((_as_text(row.get("email")) for row in rows if row.get("is_primary") is True and row.get("is_confirmed") is True), "")
+
+
+def _finish_gitee(user, call):
+    if re.match(r"[^@\s]+@[^@\s]+\.[^@\s.]+\Z", user["email"]):
+        return
+    status, body = call.get(_GITEE_EMAILS)
+    try:
+        rows = _rows(json.loads(body)) if status < 400 else []
+    except (ValueError, OAuth2Error):
+        rows = []
+    user["email"] = next((_as_text(row.get("email")) for row in rows
+                          if row.get("state") == "confirmed" and "primary" in (row.get("scope") or ())), "")
+
+
+def _finish_discord(user, call):
+    number, avatar = user_info_text(call.info, "discriminator"), user_info_text(call.info, "avatar")
+    user["name"] = user["name"] or user["username"] + (f"#{number}" if number not in ("", "0") else "")
+    if avatar:
+        user["avatarURL"] = f"https://cdn.discordapp.com/avatars/{user['id']}/{avatar}.png"
+
+
+def _finish_vk(user, call):
+    user["email"] = _as_text(call.token.get("email"))
+
+
+def _finish_wakatime(user, call):
+    if not user_info_holds(call.info, "data.photo_public"):
+        user["avatarURL"] = ""
+
+
+def _finish_mailcow(user, call):
+    user["username"] = user["username"].partition("@")[0]
+
+
+def _as_text(value):
+    return value if isinstance(value, str) else ""
+
+
+def _rows(value):
+    if not isinstance(value, (list, type(None))):
+        raise OAuth2Error(_USER_FAILED, "the provider's e-mail list is no list")
+    return [row for row in value or () if isinstance(row, dict)]
+
+
+# ---- the providers
+
+_PROVIDER_DEFAULTS = {"authURL": "", "tokenURL": "", "userInfoURL": "", "scopes": "", "pkce": True, "authParams": {}, "headers": {}, "query": "",
+                      "id": "id", "name": "", "username": "", "email": "", "email_if": (), "avatar": "", "require": (), "finish": None,
+                      "profile": None}
+
+_OIDC = dict(displayName="OIDC", scopes="openid email profile", id="sub", name="name", username="preferred_username", email="email",
+             email_if=("~email_verified",), avatar="picture", profile=_oidc_profile)
+
+PROVIDERS = {name: {**_PROVIDER_DEFAULTS, **row} for name, row in {
+    "apple": dict(
+        displayName="Apple", authURL="https://appleid.apple.com/auth/authorize", tokenURL="https://appleid.apple.com/auth/token",
+        scopes="name email", authParams={"response_mode": "form_post"},
+        id="sub", name="name", email="email", email_if=("~email_verified",), profile=_apple_profile),
+    "google": dict(
+        displayName="Google", authURL="https://accounts.google.com/o/oauth2/v2/auth", tokenURL="https://oauth2.googleapis.com/token",
+        userInfoURL="https://www.googleapis.com/oauth2/v3/userinfo",
+        scopes="https://www.googleapis.com/auth/userinfo.profile https://www.googleapis.com/auth/userinfo.email",
+        id="sub", name="name", email="email", email_if=("email_verified",), avatar="picture"),
+    "microsoft": dict(
+        displayName="Microsoft", authURL="https://login.microsoftonline.com/common/oauth2/v2.0/authorize",
+        tokenURL="https://login.microsoftonline.com/common/oauth2/v2.0/token", userInfoURL="https://graph.microsoft.com/v1.0/me",
+        scopes="User.Read", id="id", name="displayName", email="mail", finish=_finish_microsoft),
+    "yandex": dict(
+        displayName="Yandex", authURL="https://oauth.yandex.com/authorize", tokenURL="https://oauth.yandex.com/token",
+        userInfoURL="https://login.yandex.ru/info", scopes="login:email login:avatar login:info",
+        name="real_name", username="login", email="default_email", finish=_finish_yandex),
+    "facebook": dict(
+        displayName="Facebook", authURL="https://www.facebook.com/v3.2/dialog/oauth", tokenURL="https://graph.facebook.com/v3.2/oauth/access_token",
+        userInfoURL="https://graph.facebook.com/me?fields=name,email,picture.type(large)", scopes="email",
+        name="name", email="email", avatar="picture.data.url"),
+    "instagram2": dict(
+        displayName="Instagram", authURL="https://www.instagram.com/oauth/authorize", tokenURL="https://api.instagram.com/oauth/access_token",
+        userInfoURL="https://graph.instagram.com/me?fields=id,username,account_type,user_id,name,profile_picture_url,"
+                    "followers_count,follows_count,media_count",
+        scopes="instagram_business_basic", id="user_id", name="name", username="username", avatar="profile_picture_url", finish=_finish_instagram),
+    "github": dict(
+        displayName="GitHub", authURL="https://github.com/login/oauth/authorize", tokenURL="https://github.com/login/oauth/access_token",
+        userInfoURL="https://api.github.com/user", scopes="read:user user:email",
+        id="#id", name="name", username="login", avatar="avatar_url", finish=_finish_github),
+    "gitlab": dict(
+        displayName="GitLab", authURL="https://gitlab.com/oauth/authorize", tokenURL="https://gitlab.com/oauth/token",
+        userInfoURL="https://gitlab.com/api/v4/user", scopes="read_user",
+        id="#id", name="name", username="username", email="email", avatar="avatar_url", finish=_finish_gitlab),
+    "bitbucket": dict(
+        displayName="Bitbucket", authURL="https://bitbucket.org/site/oauth2/authorize", tokenURL="https://bitbucket.org/site/oauth2/access_token",
+        userInfoURL="https://api.bitbucket.org/2.0/user", scopes="account", pkce=False,
+        id="uuid", name="display_name", username="username", avatar="links.avatar.href", require=("account_status", "active"),
+        finish=_finish_bitbucket),
+    "gitee": dict(
+        displayName="Gitee", authURL="https://gitee.com/oauth/authorize", tokenURL="https://gitee.com/oauth/token",
+        userInfoURL="https://gitee.com/api/v5/user", scopes="user_info emails",
+        id="#id", name="name", username="login", email="email", avatar="avatar_url", finish=_finish_gitee),
+    "gitea": dict(
+        displayName="Gitea/Forgejo", authURL="https://gitea.com/login/oauth/authorize", tokenURL="https://gitea.com/login/oauth/access_token",
+        userInfoURL="https://gitea.com/api/v1/user", scopes="read:user user:email",
+        id="#id", name="full_name", username="login", avatar="avatar_url", require=("active", True), finish=_finish_github),
+    "discord": dict(
+        displayName="Discord", authURL="https://discord.com/api/oauth2/authorize", tokenURL="https://discord.com/api/oauth2/token",
+        userInfoURL="https://discord.com/api/users/@me", scopes="identify email",
+        name="global_name", username="username", email="email", email_if=("verified",), finish=_finish_discord),
+    "twitter": dict(
+        displayName="X/Twitter", authURL="https://x.com/i/oauth2/authorize", tokenURL="https://api.x.com/2/oauth2/token",
+        userInfoURL="https://api.x.com/2/users/me?user.fields=id,name,username,profile_image_url,confirmed_email",
+        scopes="users.read users.email tweet.read",
+        id="data.id", name="data.name", username="data.username", email="data.confirmed_email", avatar="data.profile_image_url"),
+    "kakao": dict(
+        displayName="Kakao", authURL="https://kauth.kakao.com/oauth/authorize", tokenURL="https://kauth.kakao.com/oauth/token",
+        userInfoURL="https://kapi.kakao.com/v2/user/me", scopes="account_email profile_nickname profile_image",
+        id="#id", username="properties.nickname", email="kakao_account.email",
+        email_if=("kakao_account.is_email_valid", "kakao_account.is_email_verified"), avatar="properties.profile_image"),
+    "vk": dict(
+        displayName="ВКонтакте", authURL="https://oauth.vk.com/authorize", tokenURL="https://oauth.vk.com/access_token",
+        userInfoURL="https://api.vk.com/method/users.get?fields=photo_max,screen_name&v=5.131", scopes="email", pkce=False,
+        id="#response.0.id", name=("response.0.first_name", "response.0.last_name"), username="response.0.screen_name",
+        avatar="response.0.photo_max", require=("response.0", dict), finish=_finish_vk),
+    "linear": dict(
+        displayName="Linear", authURL="https://linear.app/oauth/authorize", tokenURL="https://api.linear.app/oauth/token",
+        userInfoURL="https://api.linear.app/graphql", scopes="read", pkce=False,
+        query="query Me { viewer { id displayName name email avatarUrl active } }",
+        id="data.viewer.id", name="data.viewer.name", username="data.viewer.displayName", email="data.viewer.email",
+        avatar="data.viewer.avatarUrl", require=("data.viewer.active", True)),
+    "notion": dict(
+        displayName="Notion", authURL="https://api.notion.com/v1/oauth/authorize", tokenURL="https://api.notion.com/v1/oauth/token",
+        userInfoURL="https://api.notion.com/v1/users/me", headers={"Notion-Version": "2022-06-28"},
+        id="bot.owner.user.id", name="bot.owner.user.name", email="bot.owner.user.person.email", avatar="bot.owner.user.avatar_url"),
+    "monday": dict(
+        displayName="monday.com", authURL="https://auth.monday.com/oauth2/authorize", tokenURL="https://auth.monday.com/oauth2/token",
+        userInfoURL="https://api.monday.com/v2", scopes="me:read",
+        query="query { me { id enabled name email is_verified photo_small } }",
+        id="data.me.id", name="data.me.name", email="data.me.email", email_if=("data.me.is_verified",), avatar="data.me.photo_small",
+        require=("data.me.enabled", True)),
+    "lark": dict(
+        displayName="Lark", authURL="https://accounts.feishu.cn/open-apis/authen/v1/authorize",
+        tokenURL="https://open.feishu.cn/open-apis/authen/v2/oauth/token", userInfoURL="https://open.feishu.cn/open-apis/authen/v1/user_info",
+        id="data.union_id", name="data.name", avatar="data.avatar_url"),
+    "box": dict(
+        displayName="Box", authURL="https://account.box.com/api/oauth2/authorize", tokenURL="https://api.box.com/oauth2/token",
+        userInfoURL="https://api.box.com/2.0/users/me", scopes="root_readonly",
+        name="name", email="login", avatar="avatar_url", require=("status", "active")),
+    "spotify": dict(
+        displayName="Spotify", authURL="https://accounts.spotify.com/authorize", tokenURL="https://accounts.spotify.com/api/token",
+        userInfoURL="https://api.spotify.com/v1/me", scopes="user-read-private",  # its e-mail is never verified
+        name="display_name", avatar="images.0.url"),
+    "trakt": dict(
+        displayName="Trakt", authURL="https://trakt.tv/oauth/authorize", tokenURL="https://api.trakt.tv/oauth/token",
+        userInfoURL="https://api.trakt.tv/users/settings",
+        headers={"Content-type": "application/json", "trakt-api-key": "{clientId}", "trakt-api-version": "2"},
+        id="user.ids.uuid", name="user.name", username="user.username", avatar="user.images.avatar.full"),
+    "twitch": dict(
+        displayName="Twitch", authURL="https://id.twitch.tv/oauth2/authorize", tokenURL="https://id.twitch.tv/oauth2/token",
+        userInfoURL="https://api.twitch.tv/helix/users", scopes="user:read:email", headers={"Client-Id": "{clientId}"},
+        id="data.0.id", name="data.0.display_name", username="data.0.login", email="data.0.email", avatar="data.0.profile_image_url",
+        require=("data.0", dict)),
+    "patreon": dict(
+        displayName="Patreon", authURL="https://www.patreon.com/oauth2/authorize", tokenURL="https://www.patreon.com/api/oauth2/token",
+        userInfoURL="https://www.patreon.com/api/oauth2/v2/identity?fields%5Buser%5D=full_name,email,vanity,image_url,is_email_verified",
+        scopes="identity identity[email]", id="data.id", name="data.attributes.full_name", username="data.attributes.vanity",
+        email="data.attributes.email", email_if=("data.attributes.is_email_verified",), avatar="data.attributes.image_url"),
+    "strava": dict(
+        displayName="Strava", authURL="https://www.strava.com/oauth/authorize", tokenURL="https://www.strava.com/api/v3/oauth/token",
+        userInfoURL="https://www.strava.com/api/v3/athlete", scopes="profile:read_all",
+        id="#id", name=("firstname", "lastname"), username="username", avatar="profile"),
+    "wakatime": dict(
+        displayName="WakaTime", authURL="https://wakatime.com/oauth/authorize", tokenURL="https://wakatime.com/oauth/token",
+        userInfoURL="https://wakatime.com/api/v1/users/current", scopes="email",
+        id="data.id", name="data.display_name", username="data.username", email="data.email", email_if=("data.is_email_confirmed",),
+        avatar="data.photo", finish=_finish_wakatime),
+    "livechat": dict(
+        displayName="LiveChat", authURL="https://accounts.livechat.com/", tokenURL="https://accounts.livechat.com/token",
+        userInfoURL="https://accounts.livechat.com/v2/accounts/me",
+        id="account_id", name="name", email="email", email_if=("email_verified",), avatar="avatar_url"),
+    "mailcow": dict(
+        displayName="mailcow", scopes="profile",
+        name="full_name", username="username", email="email", require=("active", 1), finish=_finish_mailcow),
+    "planningcenter": dict(
+        displayName="Planning Center", authURL="https://api.planningcenteronline.com/oauth/authorize",
+        tokenURL="https://api.planningcenteronline.com/oauth/token", userInfoURL="https://api.planningcenteronline.com/people/v2/me",
+        scopes="people", id="data.id", name="data.attributes.name", avatar="data.attributes.avatar",
+        require=("data.attributes.status", "active")),
+    "oidc": _OIDC, "oidc2": _OIDC, "oidc3": _OIDC,
+}.items()}
+
+
+def provider_list():
+    """Return what GET /api/collections/meta/oauth2-providers answers."""
+    return [{"name": name, "displayName": row["displayName"], "logo": provider_logo(name)} for name, row in PROVIDERS.items()]
+
+
+def provider_logo(name):
+    """Return a neutral mark as SVG text: a rounded square with the provider's first letter."""
+    letter = PROVIDERS[name]["displayName"][0].upper()
+    return ('<svg xmlns="http://www.w3.org/2000/svg" width="24" height="24" viewBox="0 0 24 24"><rect width="24" height="24" rx="6" fill="#5a6372"/>'
+            '<text x="12" y="17" font-family="sans-serif" font-size="14" font-weight="bold" text-anchor="middle" fill="#fff">'
+            f"{letter}</text></svg>")
+
+
+def provider_config(row):
+    """Merge an item of a collection's oauth2.providers with its row of the table; None when the name is unknown.
+
+    Keys: name, displayName, clientId, clientSecret, authURL, tokenURL, userInfoURL, pkce, extra.
+    """
+    known = PROVIDERS.get(row["name"])
+    if known is None:
+        return None
+    merged = {key: row.get(key) or known[key] for key in ("displayName", "authURL", "tokenURL", "userInfoURL")}
+    pkce = row.get("pkce")
+    return {"name": row["name"], "clientId": row.get("clientId") or "", "clientSecret": row.get("clientSecret") or "", **merged,
+            "pkce": known["pkce"] if pkce is None else pkce, "extra": row.get("extra") or {}}
+
+
+# ---- sending the browser away
+
+def new_oauth2_state():
+    return random_text(30, _LETTERS)
+
+
+def new_code_verifier():
+    return random_text(43, _LETTERS)  # the least that RFC 7636 4.1 allows: 256 bits
+
+
+def code_challenge(verifier):
+    """Return the S256 challenge (RFC 7636 4.2)."""
+    return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+
+
+def auth_url(provider, state, challenge=""):
+    """Return the provider's address without the final value: the client appends its own encoded redirect URL."""
+    row = PROVIDERS[provider["name"]]
+    scopes = row["scopes"]
+    if provider["name"] == "microsoft" and provider["extra"].get("idTokenEmailClaim"):
+        scopes += " openid"  # else there is no id token
+    params = {"client_id": provider["clientId"], "response_type": "code", "state": state, **row["authParams"]}
+    if scopes:
+        params["scope"] = scopes
+    if challenge:
+        params.update(code_challenge=challenge, code_challenge_method="S256")
+    base = provider["authURL"]
+    return base + ("&" if "?" in base else "?") + urlencode(sorted(params.items())) + "&redirect_uri="
+
+
+def auth_method(provider):
+    """Return one item of auth-methods, with a state and a verifier that the client keeps and nobody else knows."""
+    state, verifier = new_oauth2_state(), new_code_verifier() if provider["pkce"] else ""
+    challenge = code_challenge(verifier) if verifier else ""
+    url = auth_url(provider, state, challenge)
+    return {"name": provider["name"], "displayName": provider["displayName"], "logo": provider_logo(provider["name"]), "state": state,
+            "authURL": url, "authUrl": url, "codeVerifier": verifier, "codeChallenge": challenge,
+            "codeChallengeMethod": "S256" if verifier else ""}
+
+
+# ---- code for token, token for user
+
+def oauth2_sign_in(provider, code, verifier="", redirect_url=""):
+    """Return the user that the provider names for this code, within 30 seconds for all calls together.
+
+    The result has the keys of the answer's meta: id, name, username, email, avatarURL, accessToken, refreshToken, expiry, rawUser.
+    Raises OAuth2Error with the public text of the step that failed.
+    """
+    until = time.monotonic() + OAUTH2_SECONDS
+    token = exchange_code(provider, code, verifier, redirect_url)
+    return fetch_user(provider, token, max(0.1, until - time.monotonic()))
+
+
+def exchange_code(provider, code, verifier="", redirect_url="", seconds=OAUTH2_SECONDS):
+    """Return the token answer (dict with access_token). Credentials go by HTTP Basic first, then in the form (RFC 6749 2.3.1)."""
+    form = {"code": code, "grant_type": "authorization_code"}
+    if provider["pkce"]:
+        form["code_verifier"] = verifier
+    if redirect_url:
+        form["redirect_uri"] = redirect_url
+    basic = base64.b64encode(f"{quote_plus(provider['clientId'])}:{quote_plus(provider['clientSecret'])}".encode()).decode()
+    in_form = {**form, "client_id": provider["clientId"], "client_secret": provider["clientSecret"]}
+    with _within(seconds, OAuth2Error(_TOKEN_FAILED, "the token endpoint took too long")):
+        try:
+            return _post_token_form(provider["tokenURL"], form, "Basic " + basic)
+        except OAuth2Error:
+            return _post_token_form(provider["tokenURL"], in_form, "")
+
+
+def _post_token_form(url, form, authorization):
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    # a redirect would carry code, verifier and secret to an address nobody configured (RFC 9700 4.12)
+    status, kind, body = _http_call("POST", url, _TOKEN_FAILED, authorization, headers=headers, data=urlencode(sorted(form.items())),
+                                    allow_redirects=False)
+    if kind in ("application/x-www-form-urlencoded", "text/plain"):
+        token = {name: values[0] for name, values in parse_qs(body.decode(errors="replace")).items()}
+    else:
+        token = _json_or_fail(body, _TOKEN_FAILED) if status < 300 else {}
+    access = token.get("access_token") if isinstance(token, dict) else None
+    if status >= 300 or not access or not isinstance(access, str):
+        raise OAuth2Error(_TOKEN_FAILED, f"token endpoint: status {status}, {_error_of(body)}")
+    return token
+
+
+def _error_of(body):
+    """Return the RFC 6749 5.2 error of an answer for the log; the rest of it may hold secrets."""
+    try:
+        answer = json.loads(body)
+        return ": ".join(str(answer[key])[:200] for key in ("error", "error_description") if key in answer) or "no access token"
+    except (ValueError, TypeError, RecursionError):
+        return "no readable error"
+
+
+class _UserCall:
+    """One fetch_user: provider config, token answer, the user info and authorised calls. Finish functions may replace info."""
+
+    def __init__(self, provider, token):
+        self.provider, self.token, self.info = provider, token, None
+
+    def get(self, url, **options):
+        kind = str(self.token.get("token_type") or "Bearer")
+        kind = {"bearer": "Bearer", "mac": "MAC", "basic": "Basic"}.get(kind.lower(), kind)
+        method = "POST" if "data" in options else "GET"
+        status, _, body = _http_call(method, url, _USER_FAILED, f"{kind} {self.token['access_token']}", allow_redirects=method == "GET", **options)
+        return status, body
+
+
+def fetch_user(provider, token, seconds=OAUTH2_SECONDS):
+    """Return the user that a token answer stands for; see oauth2_sign_in."""
+    call, row = _UserCall(provider, token), PROVIDERS[provider["name"]]
+    with _within(seconds, OAuth2Error(_USER_FAILED, "the user info took too long")):
+        call.info = (row["profile"] or _fetched_profile)(call)
+        return _mapped_user(call, row)
+
+
+def _fetched_profile(call):
+    row = PROVIDERS[call.provider["name"]]
+    headers = {name: value.replace("{clientId}", call.provider["clientId"]) for name, value in row["headers"].items()}
+    options = {"headers": headers}
+    if row["query"]:
+        options = {"headers": {"Content-Type": "application/json"}, "data": json.dumps({"query": row["query"]})}
+    status, body = call.get(call.provider["userInfoURL"], **options)
+    if status >= 400:
+        raise OAuth2Error(_USER_FAILED, f"user info: status {status}")
+    info = _json_or_fail(body, _USER_FAILED)
+    if not isinstance(info, dict):
+        raise OAuth2Error(_USER_FAILED, "user info is no JSON object")
+    return info
+
+
+def _mapped_user(call, row):
+    info = call.info
+    if row["require"]:
+        path, wanted = row["require"]
+        value = user_info_value(info, path)
+        if not (isinstance(value, dict) if wanted is dict else type(value) is type(wanted) and value == wanted):
+            raise OAuth2Error(_USER_FAILED, f"user info: {path} is not as required")
+    user = {key: user_info_text(info, row[path]) for key, path in
+            (("id", "id"), ("name", "name"), ("username", "username"), ("email", "email"), ("avatarURL", "avatar"))}
+    if not all([user_info_holds(info, condition) for condition in row["email_if"]]):
+        user["email"] = ""
+    if row["finish"]:
+        row["finish"](user, call)
+    token = call.token
+    return {**user, "accessToken": token["access_token"], "refreshToken": _as_text(token.get("refresh_token")),
+            "expiry": _expiry_text(token.get("expires_in")), "rawUser": call.info}
+
+
+def _expiry_text(seconds):
+    try:
+        at = time.time() + float(seconds) if seconds else 0
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at)) + ".%03dZ" % (at * 1000 % 1000) if at else ""
+    except (TypeError, ValueError, OverflowError, OSError):
+        return ""
+
+
+def apple_client_secret(client_id, team_id, key_id, private_key, seconds):
+    """Return the signed client secret that Apple wants instead of a password (ES256; at most six months).
+
+    private_key: PEM text of the .p8 file. Raises OAuth2Error.
+    """
+    import jwt
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    reason, now = "invalid key: Key must be a PEM encoded PKCS1 or PKCS8 key", int(time.time())
+    try:
+        key = load_pem_private_key(private_key.strip().encode(), None)
+        reason = "key is not a valid ECDSA private key"
+        if isinstance(key, ec.EllipticCurvePrivateKey):
+            reason = "key is invalid"
+            if isinstance(key.curve, ec.SECP256R1):
+                claims = {"iss": team_id, "sub": client_id, "aud": [_APPLE_ISSUER], "exp": now + seconds, "iat": now}
+                return jwt.encode(claims, key, "ES256", headers={"kid": key_id})
+    except (ValueError, TypeError) as error:  # TypeError: the key is encrypted
+        raise OAuth2Error(f"Failed to generate client secret. Raw error: \n{reason}.", reason) from error
+    raise OAuth2Error(f"Failed to generate client secret. Raw error: \n{reason}.", reason)
+
+
+# ---- downloads from addresses that a visitor chose
+# An avatar address comes from a profile anybody can edit, so the server must not become his hand inside our network (SSRF).
+# The name is resolved once, the result checked, and that very address connected to: a second answer of the name server
+# (DNS rebinding) is never asked for. Redirects start over. Proxies of the environment are not used, they would resolve themselves.
+
+_FETCH_BYTES = 32 << 20
+_FETCH_SECONDS = 10
+_FETCH_REDIRECTS = 5
+_EMBEDDED_IPV4 = (  # IPv6 ranges that lead to an IPv4 address: (range, bits behind it)
+    (ipaddress.ip_network("::/96"), 0), (ipaddress.ip_network("::ffff:0:0/96"), 0), (ipaddress.ip_network("::ffff:0:0:0/96"), 0),
+    (ipaddress.ip_network("64:ff9b::/96"), 0), (ipaddress.ip_network("2002::/16"), 80))
+_NOT_PUBLIC = tuple(map(ipaddress.ip_network, (  # what ipaddress calls global in some Python versions, or is none of our business
+    "192.0.0.0/24", "192.88.99.0/24", "64:ff9b:1::/48", "100::/64", "2001::/23", "2001:db8::/32", "3fff::/20", "5f00::/16", "fec0::/10")))
+
+
+class FetchError(Exception):
+    """A download that failed or was refused."""
+
+
+def is_public_address(address):
+    """Tell whether an IP address (text) belongs to the public Internet, and so does an IPv4 address inside an IPv6 one."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if ip.version == 6:
+        for network, shift in _EMBEDDED_IPV4:
+            if ip in network:
+                return is_public_address(str(ipaddress.IPv4Address(int(ip) >> shift & 0xFFFFFFFF)))
+    if any(ip in network for network in _NOT_PUBLIC):
+        return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_loopback or ip.is_link_local or ip.is_unspecified)
+
+
+def public_addresses(host, port):
+    """Return the addresses of a host; FetchError if it has none or any of them is not public."""
+    try:
+        found = [row[4][0] for row in std_socket.getaddrinfo(host, port, type=std_socket.SOCK_STREAM)]
+    except (OSError, UnicodeError) as error:
+        raise FetchError(f"cannot resolve {host!r}") from error
+    for address in found:
+        if not is_public_address(address):
+            raise FetchError(f"{host!r} is not a public address")
+    if not found:
+        raise FetchError(f"cannot resolve {host!r}")
+    return found
+
+
+def safe_fetch(url, max_bytes=_FETCH_BYTES, seconds=_FETCH_SECONDS):
+    """Return (data, content type) of a public http(s) address. Raises FetchError; takes at most these bytes and seconds."""
+    until = time.monotonic() + seconds
+    with _within(seconds, FetchError("the download took too long")):
+        for _ in range(_FETCH_REDIRECTS + 1):
+            answer = _open_pinned(url, until)
+            try:
+                target = answer.headers.get("Location") if answer.status in (301, 302, 303, 307, 308) else None
+                if target is None:
+                    return _read_answer(answer, max_bytes, until)
+                url = _joined_url(url, target)
+            finally:
+                answer.close()
+    raise FetchError("too many redirects")
+
+
+def _joined_url(url, target):
+    try:
+        return urljoin(url, target)
+    except ValueError as error:
+        raise FetchError("invalid redirect") from error
+
+
+def _open_pinned(url, until):
+    """Connect to the checked address of the URL's host, ask, and return the answer with its body unread."""
+    import certifi
+    import urllib3
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").encode("idna").decode(), parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError as error:
+        raise FetchError("invalid URL") from error
+    if parts.scheme not in ("http", "https") or not host or not port:
+        raise FetchError("only http and https URLs can be fetched")
+    left = max(0.1, until - time.monotonic())
+    options = {"timeout": urllib3.Timeout(connect=left, read=left), "retries": False}
+    address = public_addresses(host, port)[0]
+    if parts.scheme == "https":  # the certificate must be the name's, though we connect to an address
+        pool = urllib3.HTTPSConnectionPool(address, port, server_hostname=host, assert_hostname=host, cert_reqs="CERT_REQUIRED",
+                                           ca_certs=certifi.where(), **options)
+    else:
+        pool = urllib3.HTTPConnectionPool(address, port, **options)
+    name = f"[{host}]" if ":" in host else host
+    headers = {"Host": name if parts.port is None else f"{name}:{port}", "Accept-Encoding": "identity", "User-Agent": "PocketBase"}
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        return pool.urlopen("GET", path, headers=headers, redirect=False, preload_content=False, decode_content=False)
+    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        raise FetchError(f"cannot fetch from {host!r}: {type(error).__name__}") from error
+
+
+def _read_answer(answer, max_bytes, until):
+    import urllib3
+    if not 200 <= answer.status < 400:
+        raise FetchError(f"status {answer.status}")
+    if (answer.length_remaining or 0) > max_bytes:
+        raise FetchError("the file is too large")
+    data = bytearray()
+    try:
+        while piece := answer.read1(65536):  # one receive at a time, so that a slow sender meets the clock
+            data += piece
+            if len(data) > max_bytes:
+                raise FetchError("the file is too large")
+            if time.monotonic() > until:
+                raise FetchError("the download took too long")
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise FetchError(f"the download broke off: {type(error).__name__}") from error
+    return bytes(data), answer.headers.get("Content-Type", "")
+
+
+# ============================================================================
+#  11. Collections
 # ============================================================================
 # The schema model: what a collection is, how submitted JSON becomes one, every
 # check, and how a change reaches the tables (DDL sync, indexes, SQL views).
@@ -5329,9 +6189,6 @@ FORCED_FLAGS = {
     "emailVisibility": {"system": True},
     "verified": {"system": True},
 }
-#: The OAuth2 providers there are; how each works stands in the OAuth2 chapter.
-PROVIDER_NAMES = tuple("apple google microsoft yandex facebook instagram2 github gitlab bitbucket gitee gitea discord twitter kakao vk linear notion "
-                       "monday lark box spotify trakt twitch patreon strava wakatime livechat mailcow planningcenter oidc oidc2 oidc3".split())
 SUPERUSERS = "_superusers"
 SUPERUSERS_ID = "pbc_3142635823"
 
@@ -6010,7 +6867,7 @@ def _check_providers(providers, errors):
     for place, provider in enumerate(providers):
         found = collect_errors(provider, PROVIDER_CHECKS)
         name = provider["name"]
-        if name and name not in PROVIDER_NAMES:
+        if name and name not in PROVIDERS:
             found["name"] = FieldError("validation_missing_provider", name=name)
         elif name in names:
             found["name"] = FieldError("validation_duplicated_provider", name=name)
@@ -6509,7 +7366,7 @@ def _import_error(message):
 
 
 # ============================================================================
-#  11. Application
+#  12. Application
 # ============================================================================
 # One opened data directory: its two databases, settings, schema, storage and
 # events, and how a fresh or foreign directory becomes one.  An App is what the
@@ -6595,7 +7452,7 @@ class App:
         self.query_timeout, self.sync, self.dev = query_timeout, sync, dev
         self.events = Events()
         self.schema = self.settings = self.store = self.logs = None
-        self.jobs = None                            # background greenlets, while serving
+        self.identities = self.rate_limiter = self.otp_tries = self.cron = self.outbox = self.recent_mails = self.apple_names = None   # `start_services`
         self.hash_threads = gevent.threadpool.ThreadPool(max(2, os.cpu_count() or 1))      # bcrypt: one a core, so that logins use all of them
         self.file_threads = gevent.threadpool.ThreadPool(8)
         self._watch_mark = random_text(10, ALPHANUMERIC)
@@ -6713,7 +7570,7 @@ def _install(app, tx):
 
 
 # ============================================================================
-#  12. Records
+#  13. Records
 # ============================================================================
 # Rows as records: loading, writing as JSON, expanding, picking fields, and the one
 # save pipeline (create, update, delete) with its events.
@@ -6769,7 +7626,7 @@ def _json_list(stored):
     return to_json(read_list(stored))
 
 
-def _json_value(stored):
+def _json_column(stored):
     """A json column, compact, as it is stored otherwise; objects and arrays without escapes take the short way."""
     if type(stored) is str and stored[:1] in ("{", "[") and "\\" not in stored:
         try:
@@ -6803,7 +7660,7 @@ def _json_geo(stored):
 
 
 #: What a generated encoder may call; the key is how `_value_source` names it.
-ENCODER_HELPERS = {"quote": quote_json, "number": _json_number, "date": _json_date, "many": _json_list, "one": _json_one, "json": _json_value, "geo": _json_geo,
+ENCODER_HELPERS = {"quote": quote_json, "number": _json_number, "date": _json_date, "many": _json_list, "one": _json_one, "json": _json_column, "geo": _json_geo,
                    "truth": {0: "false", 1: "true"}}
 _ENCODER_WORD = {"number": "number", "date": "date", "autodate": "date", "json": "json", "geoPoint": "geo"}
 
@@ -7263,7 +8120,7 @@ def _check_reference(app, db, record):
         return {"collectionRef": FieldError("validation_invalid_collection_type")}
     if not db.read(f"SELECT 1 FROM {quote_name(collection.name)} WHERE `id`=?", (record["recordRef"],)):
         return {"recordRef": FieldError("validation_invalid_record")}
-    if "provider" in record.values and record["provider"] not in PROVIDER_NAMES:
+    if "provider" in record.values and record["provider"] not in PROVIDERS:
         return {"provider": FieldError("validation_in_invalid")}
     return {}
 
@@ -7535,7 +8392,7 @@ def remove_record_files(app, collection_id, record_id):
 
 
 # ============================================================================
-#  13. Mail
+#  14. Mail
 # ============================================================================
 # Owns the text of an e-mail from template to wire: placeholders, the HTML page, the plain part derived from it, the MIME
 # form, and the two ways out (SMTP, local sendmail). Knows no records: callers hand in names, types and values.
@@ -8128,7 +8985,7 @@ class Outbox:
 
 
 # ============================================================================
-#  14. Identity
+#  15. Identity
 # ============================================================================
 # Who is asking.  Tokens (JWT, HS256, keyed by the record's tokenKey and its
 # collection's secret), password sign-in, and what every sign-in has in common:
@@ -8222,6 +9079,7 @@ def token_key(record, kind):
 
 def new_token(record, kind, duration=0, **claims):
     """A signed token; `duration` in seconds, 0 for the collection's own."""
+    import jwt              # 29 ms with what it draws in: not at start-up
     options = record.collection.options[TOKEN_OPTIONS[kind]]
     claims.update(collectionId=record.collection.id, id=record.id, type=kind, exp=int(time.time()) + (duration or options["duration"]))
     return jwt.encode(dict(sorted(claims.items())), token_key(record, kind), "HS256", sort_headers=True)
@@ -8243,6 +9101,7 @@ def unverified_claims(token):
 
 def verify_token(token, key):
     """Signature and time claims; only HS256 is accepted (RFC 8725: never trust the header's alg)."""
+    import jwt
     try:
         jwt.decode(token, key, algorithms=["HS256"], options={"verify_aud": False, "verify_iss": False, "verify_sub": False, "verify_jti": False})
     except (jwt.PyJWTError, ValueError, TypeError):
@@ -8432,16 +9291,405 @@ def record_mail(app, record, kind, to="", **own):
                         mail_page(resolve_template(template["body"], values)))
 
 
-def save_otp(app, tx, record, code):
+# ---- tokens that a mail carries
+
+def flow_record(app, db, token, kind, collection, needed_claim=""):
+    """The record of a mailed token as `db` sees it now, and its claims; a FieldError (raised) says what is wrong with it."""
+    claims = unverified_claims(token)
+    if needed_claim and (claims is None or not isinstance(claims.get(needed_claim), str) or not claims[needed_claim]):
+        raise CLAIM_ERRORS[needed_claim]()
+    record = None
+    if claims is not None and claims["type"] == kind:
+        owner = app.schema.find(claims["collectionId"])
+        record = find_record(db, owner, claims["id"]) if owner is not None and owner.is_auth else None
+    if record is None or not verify_token(token, token_key(record, kind)):
+        raise FieldError("validation_invalid_token", "Invalid or expired token.")
+    if record.collection.id != collection.id:
+        raise FieldError("validation_token_collection_mismatch", "The provided token is for different auth collection.")
+    return record, claims
+
+
+#: A claim that a token must carry -> the error without it.
+CLAIM_ERRORS = {
+    "email": lambda: FieldError("validation_invalid_token_claims", "Missing email token claim."),
+    "newEmail": lambda: FieldError("validation_invalid_token_payload", "Invalid token payload - newEmail must be set."),
+}
+
+
+class RecentMails:
+    """When a record was last sent a mail of a kind: no second one within MAIL_PAUSE seconds. Memory only, bounded."""
+
+    def __init__(self):
+        self._sent = {}
+
+    def recent(self, kind, record):
+        return time.time() - self._sent.get((kind, record.collection.id, record.id), 0) < MAIL_PAUSE
+
+    def note(self, kind, record):
+        if len(self._sent) >= 10000:
+            old = time.time() - MAIL_PAUSE
+            self._sent = {key: at for key, at in self._sent.items() if at > old}
+        self._sent[kind, record.collection.id, record.id] = time.time()
+
+    def forget(self, kind, record):
+        self._sent.pop((kind, record.collection.id, record.id), None)
+
+
+MAIL_PAUSE = 120                # seconds between two mails of one kind to one record
+
+
+def send_verification(app, record):
+    """Mails a verification link in the background; silently none when one was sent lately."""
+    if record["verified"] or app.recent_mails.recent("verification", record):
+        return
+    app.recent_mails.note("verification", record)
+    token = new_token(record, "verification", email=record["email"])
+    app.outbox.post(app.settings, record_mail(app, record, "verification", TOKEN=token))
+
+
+def send_password_reset(app, record):
+    """Mails a reset link in the background; only a mail that left counts for the pause."""
+    if record["email"] == INSTALLER_EMAIL and record.collection.name == SUPERUSERS or app.recent_mails.recent("reset", record):
+        return
+    app.recent_mails.note("reset", record)
+    token = new_token(record, "passwordReset", email=record["email"])
+    app.outbox.post(app.settings, record_mail(app, record, "password-reset", TOKEN=token), on_failed=lambda error: app.recent_mails.forget("reset", record))
+
+
+def confirm_verification(app, tx, collection, token):
+    """Marks the token's record as verified; the token error goes to `data.token`."""
+    record, claims = flow_record(app, tx, token, "verification", collection, "email")
+    if claims["email"] != record["email"]:
+        raise FieldError("validation_token_email_mismatch", "The record email doesn't match with the requested token claims.")
+    app.recent_mails.forget("verification", record)
+    if record["verified"]:
+        return
+    record["verified"] = True
+    if not collection.options["passwordAuth"]["enabled"]:
+        set_random_password(app, record)
+    save_record(app, tx, record, validate=False)
+
+
+def set_random_password(app, record):
+    """A password nobody knows: whoever had the old one is out."""
+    record.values["password"] = hash_password(app, random_text(30, ALPHANUMERIC), record.collection.by_name["password"].cost)
+    refresh_token_key(record)
+
+
+# ---- one-time passwords
+
+OTP_TRIES = 5                   # guesses per record and client address ...
+OTP_WINDOW = 180                # ... in this many seconds
+OTP_LIVE = 10                   # unexpired one-time passwords a record can have
+INVALID_OTP = "Invalid or expired OTP"
+
+
+def request_otp(app, record):
+    """Makes a one-time password and mails it in the background; returns its id. Over the cap it is the latest one's again."""
+    otp = record.collection.options["otp"]
+    rows = find_records(app.store, app.schema.find("_otps"), collectionRef=record.collection.id, recordRef=record.id)
+    live = [row for row in rows if not is_older(row["created"], otp["duration"])]
+    if len(live) >= OTP_LIVE and not app.dev:
+        return max(live, key=lambda row: row["created"]).id
+    code = random_text(otp["length"], "0123456789")
+    hashed = hash_password(app, code, 8)
+    row = app.transaction(lambda tx: save_otp(app, tx, record, code, hashed))
+    mail = record_mail(app, record, "otp", OTP=code, OTP_ID=row.id)
+    app.outbox.post(app.settings, mail, on_sent=lambda: _note_otp_sent(app, row.id, record["email"]), on_failed=lambda error: _drop_otp(app, row.id))
+    return row.id
+
+
+def save_otp(app, tx, record, code, hashed=""):
     """A new one-time password row of a record; the code itself is only kept as a hash."""
     row = Record(app.schema.find("_otps"))
-    row.values.update(collectionRef=record.collection.id, recordRef=record.id)
+    row.values.update(collectionRef=record.collection.id, recordRef=record.id, password=hashed)
     row.passwords["password"] = code
     return save_record(app, tx, row)
 
 
+def _change_otp(app, id, change):
+    def work(tx):
+        row = find_record(tx, app.schema.find("_otps"), id)
+        return row and change(tx, row)
+    app.transaction(work)
+
+
+def _note_otp_sent(app, id, email):
+    def change(tx, row):
+        row["sentTo"] = email
+        save_record(app, tx, row, validate=False)
+    _change_otp(app, id, change)
+
+
+def _drop_otp(app, id):
+    _change_otp(app, id, lambda tx, row: delete_record(app, tx, row))
+
+
+def use_otp(app, collection, id, password, ip):
+    """The record whose one-time password this is; the row is gone afterwards, whoever else presents it at the same moment."""
+    row = find_record(app.store, app.schema.find("_otps"), id)
+    duration = collection.options["otp"]["duration"]
+    if row is None or row["collectionRef"] != collection.id or is_older(row["created"], duration):
+        password_matches(app, password, DUMMY_OTP_HASH)
+        raise bad_request(INVALID_OTP)
+    record = find_record(app.store, collection, row["recordRef"])
+    if record is None:
+        raise bad_request(INVALID_OTP)
+    if not app.otp_tries.allow((collection.id, record.id, ip), OTP_TRIES, OTP_WINDOW):
+        raise ApiError(429, "Too many attempts, please try again later with a new OTP.")
+    if not password_matches(app, password, row["password"]):
+        raise bad_request(INVALID_OTP)
+    return app.transaction(lambda tx: _spend_otp(app, tx, collection, id))
+
+
+DUMMY_OTP_HASH = "$2a$08$vyDyGsPqEpHhKtGzSQuFpODZYjxKp.d8RqcVzoJRgQGnxcWvWhTAe"     # of an unknown code, cost 8
+
+
+def _spend_otp(app, tx, collection, id):
+    row = find_record(tx, app.schema.find("_otps"), id)
+    record = row and find_record(tx, collection, row["recordRef"])
+    if record is None:                          # another request was faster
+        raise bad_request(INVALID_OTP)
+    delete_record(app, tx, row)
+    if not record["verified"] and row["sentTo"] and row["sentTo"] == record["email"]:
+        record["verified"] = True
+        if not collection.options["mfa"]["enabled"]:
+            set_random_password(app, record)
+        save_record(app, tx, record, validate=False)
+    return record
+
+
+# ---- OAuth2 accounts
+
+def linked_record(app, db, collection, provider, user, requester):
+    """(record, its link or None) that a provider's user belongs to: by an earlier link, the requester, the e-mail; else (None, None)."""
+    link = find_records(db, app.schema.find("_externalAuths"), collectionRef=collection.id, provider=provider, providerId=user["id"])
+    if link:
+        record = find_record(db, collection, link[0]["recordRef"])
+        if record is not None:
+            return record, link[0]
+    if requester is not None and requester.collection.id == collection.id:
+        return find_record(db, collection, requester.id), None
+    record = find_by_unique(db, collection, "email", user["email"]) if user["email"] else None
+    return record, None
+
+
+def adopt_account(app, tx, record, link, provider, user, requester):
+    """Links a provider's account to an existing record.
+
+    A record that nobody verified may have been made by somebody else in wait for its victim: unless its owner asks, its password
+    and tokens die and its other links go (CVE-2024-38351, CVE-2026-44166).
+    """
+    collection = record.collection
+    is_owner = requester is not None and (requester.collection.id, requester.id) == (collection.id, record.id)
+    if not record["verified"]:
+        if not is_owner:
+            set_random_password(app, record)
+        tx.write("DELETE FROM `_externalAuths` WHERE `collectionRef`=? AND `recordRef`=?", (collection.id, record.id))
+        tx.touch("_externalAuths")
+        link = None
+        if not record["email"] and user["email"]:
+            record["email"] = user["email"]
+        if not record["email"] or record["email"] == user["email"]:
+            record["verified"] = True
+    elif not record["email"] and user["email"]:
+        record["email"] = user["email"]
+    if any(record.changed(name) for name in ("password", "email", "verified")):
+        save_record(app, tx, record, validate=False)
+    if link is None:
+        link_account(app, tx, record, provider, user)
+    return record
+
+
+def link_account(app, tx, record, provider, user):
+    return save_system_record(app, tx, "_externalAuths", collectionRef=record.collection.id, recordRef=record.id, provider=provider, providerId=user["id"])
+
+
+def account_data(collection, user, submitted):
+    """The create data of a new account: what was submitted wins, then what the provider says of the mapped fields."""
+    data = dict(submitted)
+    mapped = collection.options["oauth2"]["mappedFields"]
+    if not data.get("email"):
+        data["email"] = user["email"]
+    for key, value in (("id", user["id"]), ("name", user["name"]), ("username", user["username"]), ("avatarURL", user["avatarURL"])):
+        field = mapped[key] and collection.field(mapped[key])
+        if field and field.name not in data and value:
+            data[field.name] = value
+    return data
+
+
 # ============================================================================
-#  15. Server
+#  16. Operations
+# ============================================================================
+# What keeps a server healthy: rate limits and scheduled jobs.  Their state is plain
+# memory of the one process that owns the data directory, and bounded.
+
+WINDOWS_KEPT = 100_000          # (bucket, client) counters; a flood of addresses cannot take more memory
+
+
+class Windows:
+    """Fixed-window counters: `allow(key, most, seconds)`; a window starts at its first request."""
+
+    def __init__(self, kept=WINDOWS_KEPT):
+        self._kept = kept
+        self._counts = {}               # key -> [start, seconds, count]
+
+    def allow(self, key, most, seconds):
+        """Counts one request; False when it is one too many."""
+        now = int(time.time())
+        window = self._counts.get(key)
+        if window is None or now - window[0] >= seconds:
+            if len(self._counts) >= self._kept:
+                self._drop(now)
+            self._counts.pop(key, None)
+            window = self._counts[key] = [now, seconds, 0]
+        window[2] += 1
+        return window[2] <= most
+
+    def _drop(self, now):
+        """Lets go of windows that have ended; if that is not enough, of the oldest half."""
+        self._counts = {key: w for key, w in self._counts.items() if now - w[0] < w[1]}
+        for key in list(self._counts)[:len(self._counts) // 2 if len(self._counts) >= self._kept else 0]:
+            del self._counts[key]
+
+    def clear(self):
+        self._counts.clear()
+
+
+def network_of(ip):
+    """What counts as one client: an IPv4 address, or the /64 of an IPv6 one, since a single host has a whole /64."""
+    return ip if ":" not in ip else str(ipaddress.ip_network(ip + "/64", strict=False))
+
+
+class RateLimiter:
+    """The settings' rate limit rules applied to requests."""
+
+    def __init__(self, app):
+        self.app = app
+        self.windows = Windows()
+        app.events.on("settings_reload", self._reset, id="__pbRateLimiterReset__", priority=-100)
+
+    def _reset(self, event):
+        self.windows.clear()
+        event.next()
+
+    def check(self, call, pattern, tags, collection=None):
+        """ApiError 429 when the client is over the limit of the one rule that applies.
+
+        `pattern`: the route's path, `tags`: its actions (`create`, `auth`, ...), `collection`: that the path names, if any.
+        """
+        limits = self.app.settings["rateLimits"]
+        if not limits["enabled"] or call.superuser or ip_listed(call.ip, limits["excludedIPs"]):
+            return
+        rule = self._rule(limits["rules"], self._labels(call, tags, collection), call.auth is not None)
+        if rule is None:
+            return
+        bucket = (collection.id, call.method, pattern, tags, rule["audience"]) if collection else (rule["label"], rule["audience"])
+        if not self.windows.allow((bucket, network_of(call.ip)), rule["maxRequests"], rule["duration"]):
+            raise ApiError(429)
+
+    @staticmethod
+    def _labels(call, tags, collection):
+        labels = [f"{collection.name}:{tag}" for tag in tags] + [f"*:{tag}" for tag in tags] if collection else []
+        path = call.request.raw_path if call.request is not None else call.path
+        return [*labels, f"{call.method} {path}", path]
+
+    @staticmethod
+    def _rule(rules, labels, authenticated):
+        """The first fitting rule: label by label, exact ones before prefixes (`/api/`)."""
+        fits = [r for r in rules if r["audience"] == "" or (r["audience"] == "@auth") == authenticated]
+        for label in labels:
+            for rule in fits:
+                if rule["label"] == label:
+                    return rule
+            for rule in fits:
+                if rule["label"].endswith("/") and (label + "/").startswith(rule["label"]):
+                    return rule
+        return None
+
+
+# ---- scheduled jobs
+
+class Cron:
+    """Jobs by id, run in UTC at the start of each minute that their expression names, each in a greenlet of its own."""
+
+    def __init__(self):
+        self.jobs = {}                  # id -> (expression, parsed, function)
+
+    def add(self, id, expression, function):
+        """Registers or replaces a job; ValueError for a bad expression."""
+        self.jobs[id] = CRON_MACROS.get(expression, expression), parse_cron(expression), function
+
+    def remove(self, id):
+        self.jobs.pop(id, None)
+
+    def listed(self):
+        """[{"id", "expression"}]: the application's own by id, then the system's in the order of registration."""
+        own = sorted(id for id in self.jobs if not id.startswith("__pb"))
+        return [{"id": id, "expression": self.jobs[id][0]} for id in own + [id for id in self.jobs if id.startswith("__pb")]]
+
+    def run(self, id):
+        """Starts a job now, in the background."""
+        gevent.spawn(self._run, id, self.jobs[id][2])
+
+    @staticmethod
+    def _run(id, function):
+        try:
+            function()
+        except Exception:               # the boundary of a job
+            LOG.exception("the job %s failed", id)
+
+    def tick(self, now):
+        """Starts the jobs that are due in the minute of an epoch second."""
+        t = time.gmtime(now)
+        present = (t.tm_min, t.tm_hour, t.tm_mday, t.tm_mon, (t.tm_wday + 1) % 7)
+        for id, (_, allowed, function) in list(self.jobs.items()):
+            if all(value in numbers for value, numbers in zip(present, allowed)):
+                gevent.spawn(self._run, id, function)
+
+    def run_forever(self):
+        while True:
+            gevent.sleep(60 - time.time() % 60)
+            self.tick(time.time())
+
+
+def register_system_jobs(app):
+    """The jobs that every server has."""
+    app.cron.add("__pbDBOptimize__", "0 0 * * *", functools.partial(optimize_databases, app))
+    app.cron.add("__pbMFACleanup__", "0 * * * *", functools.partial(delete_expired, app, "_mfas", "mfa"))
+    app.cron.add("__pbOTPCleanup__", "0 * * * *", functools.partial(delete_expired, app, "_otps", "otp"))
+
+
+def start_services(app):
+    """What a serving App has beside its data: remembered identities, limits, jobs, the outbox."""
+    app.identities = Identities(app)
+    app.rate_limiter, app.otp_tries = RateLimiter(app), Windows()
+    app.recent_mails, app.apple_names = RecentMails(), {}
+    app.outbox = Outbox(lambda error, message: LOG.error("a mail to %s was not sent: %s", ", ".join(address for _, address in message.to), error))
+    app.cron = Cron()
+    register_system_jobs(app)
+
+
+def optimize_databases(app):
+    for store in (app.store, app.logs):
+        store.checkpoint("TRUNCATE")
+    app.store.transaction(lambda tx: tx.heavy("PRAGMA optimize"))
+
+
+def delete_expired(app, name, option):
+    """Deletes rows of a system collection that are older than their auth collection's duration."""
+    for collection in [c for c in app.schema.all if c.is_auth]:
+        limit = date_text(time.time() - collection.options[option]["duration"])
+
+        def work(tx, collection=collection, limit=limit):
+            rows = tx.read(f"SELECT {columns_sql(app.schema.find(name))} FROM {quote_name(name)} WHERE `collectionRef`=? AND `created`<?", (collection.id, limit))
+            for row in rows:
+                delete_record(app, tx, Record(app.schema.find(name), row))
+        app.transaction(work)
+
+
+# ============================================================================
+#  17. Server
 # ============================================================================
 # Owns the HTTP/1 wire: accepting, parsing, the connection loop, requests, responses, WebSocket handshakes, static files.
 # Invariant: a byte that is not plainly HTTP is refused with 400 and the connection closed; nothing a client sends can become part of the
@@ -8480,7 +9728,7 @@ class Limits:
     streak: int = 16                   # pipelined requests answered before others get their turn
 
 
-NEVER = float("inf")
+NO_DEADLINE = float("inf")
 RECV_BYTES = 65536
 JOINED_BYTES = 65536       # head and body leave in one copy below this, by sendmsg above
 SENDFILE_BYTES = 1 << 19   # one slice of a file: bounds the time the hub may wait for the disk
@@ -8865,7 +10113,7 @@ class BodyStream:
     def read(self, size=-1):
         """1 to `size` bytes, b"" at the end; without a size all that is left."""
         if size is None or size < 0:
-            return self.read_all(NEVER)
+            return self.read_all(NO_DEADLINE)
         if self.done or size == 0:
             return b""
         if self.broken:
@@ -8914,7 +10162,7 @@ class BodyStream:
         began = time.monotonic()
         connection.deadline = began + self.limits.body_grace + self.received / self.limits.body_rate - self.waited
         more = connection.receive()
-        connection.deadline = NEVER
+        connection.deadline = NO_DEADLINE
         self.waited += time.monotonic() - began
         if not more:
             raise ClientGone()
@@ -9002,7 +10250,7 @@ class Connection:
         self.reader, self.writer = hub.loop.io(self.raw.fileno(), 1), None
         self.greenlet = gevent.getcurrent()
         self.wake, self.to_hub = self.greenlet.switch, hub.switch
-        self.buffer, self.deadline, self.idle, self._remote_ip = b"", NEVER, True, None
+        self.buffer, self.deadline, self.idle, self._remote_ip = b"", NO_DEADLINE, True, None
 
     @property
     def remote_ip(self):
@@ -9145,7 +10393,7 @@ class Connection:
             data, end = self._collect_head(data)
             if end < 0:
                 return None
-        self.deadline = NEVER
+        self.deadline = NO_DEADLINE
         start = data.find(b"\r\n")
         raw_line, raw_fields = data[:start], data[start + 2:end + 2]
         line = _known_lines.get(raw_line) or _new_line(raw_line)
@@ -9344,7 +10592,7 @@ class Connection:
 
     def cut(self):
         """End the connection from outside: its greenlet wakes up and finds the socket dead."""
-        self.deadline = NEVER
+        self.deadline = NO_DEADLINE
         try:
             self.raw.shutdown(std_socket.SHUT_RDWR)
         except OSError:
@@ -9655,7 +10903,7 @@ class _WebSocketStream:
             except OSError:
                 raise ClientGone() from None
             finally:
-                connection.deadline = NEVER
+                connection.deadline = NO_DEADLINE
 
 
 def _new_websocket(sock, leftover, request, max_message):
@@ -9926,7 +11174,7 @@ def _is_inside(file, full, root):
 
 
 # ============================================================================
-#  16. Routes
+#  18. Routes
 # ============================================================================
 # One decorated function an endpoint: parse, call, answer.  The boundary around
 # them decides who asks, turns errors into envelopes and adds the headers that
@@ -9949,18 +11197,27 @@ ROUTER = bottle.Router()
 METHODS = frozenset(("GET", "POST", "PUT", "PATCH", "DELETE"))     # in exactly this spelling
 
 
-def route(method, path):
-    """Registers an endpoint: `@route("GET", "/api/health")`."""
+def route(method, path, *tags):
+    """Registers an endpoint: `@route("GET", "/api/health")`; `tags` are the actions that rate limits know it by."""
     def register(function):
-        ROUTER.add(path, method, function)
+        ROUTER.add(path, method, Endpoint(function, path, tags))
         return function
     return register
+
+
+class Endpoint:
+    """A route's function and what the boundary must know of it."""
+
+    __slots__ = ("function", "path", "tags")
+
+    def __init__(self, function, path, tags):
+        self.function, self.path, self.tags = function, path, tags
 
 
 class Call:
     """One request as the endpoints see it; a batch makes one for each of its requests."""
 
-    __slots__ = ("app", "request", "method", "auth", "superuser", "context", "query", "_headers", "_data", "uploads", "picked", "ip")
+    __slots__ = ("app", "request", "method", "auth", "superuser", "context", "query", "_headers", "_data", "uploads", "picked", "ip", "path")
 
     def __init__(self, app, request, method, auth, query, context="default"):
         self.app, self.request, self.method, self.auth, self.query, self.context = app, request, method, auth, query, context
@@ -9968,7 +11225,7 @@ class Call:
         self._headers = self._data = None
         self.uploads = []                   # (part name, Upload) of a multipart body
         self.picked = False                 # the endpoint has applied `fields` itself
-        self.ip = ""
+        self.ip = self.path = ""            # path: only of a batch's requests, which have no Request
 
     def param(self, name):
         """A query parameter's first value, "" when absent."""
@@ -10190,9 +11447,10 @@ class Boundary:
             endpoint, arguments = find_endpoint(request)
             if endpoint is None:
                 return self.elsewhere(request)
-            if (request.content_length or 0) > BODY_LIMIT and endpoint not in OWN_BODY_LIMIT:
+            self.limit_rate(call, endpoint, arguments)
+            if (request.content_length or 0) > BODY_LIMIT and endpoint.function not in OWN_BODY_LIMIT:
                 raise too_large()
-            result = endpoint(call, **arguments)
+            result = endpoint.function(call, **arguments)
             return self.finish(call, result)
         except ApiError as error:
             return error_response(error)
@@ -10202,6 +11460,13 @@ class Boundary:
             raise
         except Exception as error:
             return error_response(unexpected(error, request))
+
+    def limit_rate(self, call, endpoint, arguments):
+        app = self.app
+        if app.settings["rateLimits"]["enabled"]:
+            collection = app.schema.find(arguments["name"]) if endpoint.tags else None
+            if collection is not None or not endpoint.tags:         # an unknown collection is a 404 first
+                app.rate_limiter.check(call, endpoint.path, endpoint.tags, collection)
 
     def finish(self, call, result):
         if result is None:
@@ -10325,7 +11590,7 @@ def _read_submitted(call):
     return {}
 
 
-@route("GET", "/api/collections/<name>/records")
+@route("GET", "/api/collections/<name>/records", "list")
 def list_records(call, name):
     """GET /api/collections/{collection}/records"""
     app, collection = call.app, records_collection(call, name)
@@ -10367,7 +11632,7 @@ def list_sql(collection, query, encoder):
     return known
 
 
-@route("GET", "/api/collections/<name>/records/<id>")
+@route("GET", "/api/collections/<name>/records/<id>", "view")
 def view_record(call, name, id):
     """GET /api/collections/{collection}/records/{id}"""
     app, collection = call.app, records_collection(call, name)
@@ -10414,6 +11679,7 @@ class RecordWrite:
         self.collection = records_collection(call, name, missing)
         self.rule = getattr(self.collection, verb + "_rule")
         self.keys, self.hashes, self.old_hash, self.record = {}, {}, None, None       # keys: Upload -> its storage key
+        self.random_password = False        # the password is one that nobody chose: the field's checks do not matter
 
     # before
 
@@ -10470,7 +11736,7 @@ class RecordWrite:
         for field in self.collection.fields:
             if field.type == "password" and field.name in self.data:
                 plain = cast_text(self.data[field.name])
-                if plain and field.check_plain(plain) is None:
+                if plain and (self.random_password or field.check_plain(plain) is None):
                     self.hashes[field.name] = hash_password(self.app, plain, field.cost)
 
     def _check_old_password(self):
@@ -10541,6 +11807,8 @@ class RecordWrite:
         for name, plain in record.passwords.items():
             if not plain:
                 record.values[name] = ""
+        if self.random_password:
+            del record.passwords["password"]
         save_record(self.app, tx, record, info=self.info)
 
     def _check_auth_form(self, tx, info, record):
@@ -10639,13 +11907,13 @@ def fire_request_event(call, verb, write):
     call.app.events.fire((f"record_{verb}_request",), lambda event: call.app.transaction(write.run), app=call.app, call=call, collection=write.collection, write=write)
 
 
-@route("POST", "/api/collections/<name>/records")
+@route("POST", "/api/collections/<name>/records", "create")
 def create_record(call, name):
     """POST /api/collections/{collection}/records"""
     return write_record(call, name, "create")
 
 
-@route("PATCH", "/api/collections/<name>/records/<id>")
+@route("PATCH", "/api/collections/<name>/records/<id>", "update")
 def update_record(call, name, id):
     """PATCH /api/collections/{collection}/records/{id}"""
     return write_record(call, name, "update", id)
@@ -10654,7 +11922,7 @@ def update_record(call, name, id):
 OWN_BODY_LIMIT = {create_record, update_record}        # endpoints that know better than BODY_LIMIT
 
 
-@route("DELETE", "/api/collections/<name>/records/<id>")
+@route("DELETE", "/api/collections/<name>/records/<id>", "delete")
 def delete_one_record(call, name, id):
     """DELETE /api/collections/{collection}/records/{id}"""
     return write_record(call, name, "delete", id)
@@ -10743,7 +12011,7 @@ class Batch:
             if match:
                 break
         else:
-            raise ApiError(500)
+            raise ApiError(500 if index else 400)
         *parts, query = match.groups()
         name, id = unquote(parts[0]), unquote(parts[1]) if len(parts) > 1 else ""
         call = Call(self.call.app, None, method, self.call.auth, parse_query(query or ""), "batch")
@@ -10755,6 +12023,10 @@ class Batch:
         if verb == "upsert":
             verb, id = self._upsert(call, name)
             call.method = {"create": "POST", "update": "PATCH"}[verb]
+        call.path = item["url"].partition("?")[0]
+        collection = call.app.schema.find(name)
+        if collection is not None:
+            call.app.rate_limiter.check(call, "batch", (verb,), collection)
         return RecordWrite(call, name, verb, id)
 
     def _uploads(self, index):
@@ -10998,6 +12270,13 @@ def view_scaffolds(call):
 _DRY_RUN_SHAPE = {"query": "text"}
 
 
+@route("GET", "/api/collections/meta/oauth2-providers")
+def list_oauth2_providers(call):
+    """GET /api/collections/meta/oauth2-providers"""
+    call.need_superuser()
+    return provider_list()
+
+
 @route("POST", "/api/collections/meta/dry-run-view")
 def dry_run_view(call):
     """POST /api/collections/meta/dry-run-view"""
@@ -11115,26 +12394,27 @@ def auth_answer(call, info, record, token, meta=None):
     return f'{{{head}"record":{text},"token":"{token}"}}'
 
 
-@route("GET", "/api/collections/<name>/auth-methods")
+@route("GET", "/api/collections/<name>/auth-methods", "listAuthMethods")
 def list_auth_methods(call, name):
     """GET /api/collections/{collection}/auth-methods"""
     collection = auth_collection(call, name)
     options = collection.options
     password, mfa, otp = options["passwordAuth"], options["mfa"], options["otp"]
     identity = password["identityFields"] if password["enabled"] else []
+    providers = [auth_method(config) for row in options["oauth2"]["providers"] if (config := provider_config(row))] if options["oauth2"]["enabled"] else []
     return {
         "password": {"identityFields": identity, "enabled": password["enabled"]},
-        "oauth2": {"providers": [], "enabled": options["oauth2"]["enabled"]},
+        "oauth2": {"providers": providers, "enabled": options["oauth2"]["enabled"]},
         "mfa": {"enabled": mfa["enabled"], "duration": mfa["duration"] if mfa["enabled"] else 0},
         "otp": {"enabled": otp["enabled"], "duration": otp["duration"] if otp["enabled"] else 0},
-        "authProviders": [], "usernamePassword": "username" in identity, "emailPassword": "email" in identity,
+        "authProviders": [{**provider, "logo": ""} for provider in providers], "usernamePassword": "username" in identity, "emailPassword": "email" in identity,
     }
 
 
 _PASSWORD_FORM = {"identity": "text", "password": "text", "identityField": "text", "mfaId": "text"}
 
 
-@route("POST", "/api/collections/<name>/auth-with-password")
+@route("POST", "/api/collections/<name>/auth-with-password", "authWithPassword", "auth")
 def auth_with_password(call, name):
     """POST /api/collections/{collection}/auth-with-password"""
     app, collection = call.app, auth_collection(call, name)
@@ -11174,7 +12454,7 @@ def _same_collection_auth(call, name):
     return collection
 
 
-@route("POST", "/api/collections/<name>/auth-refresh")
+@route("POST", "/api/collections/<name>/auth-refresh", "authRefresh")
 def auth_refresh(call, name):
     """POST /api/collections/{collection}/auth-refresh"""
     app = call.app
@@ -11207,6 +12487,395 @@ def impersonate(call, name, id):
     return auth_answer(call, info, record, new_token(record, "auth", form["duration"], refreshable=False))
 
 
+# ---- mailed links
+
+EMAIL_FORM = {"email": "text"}
+EMAIL_CHECKS = (required, length(1, 255), satisfies(lambda v: is_email(v), "validation_is_email"))
+
+
+def _read_email(call, name="email"):
+    form = read_form(call, {name: "text"})
+    check_form(form, {name: EMAIL_CHECKS})
+    return form[name]
+
+
+def _check_token(form, table, kind_errors):
+    """Form checks and token errors of a confirm route, reported together."""
+    errors = collect_errors(form, table) | kind_errors
+    if errors:
+        raise bad_request("An error occurred while validating the submitted data.", errors)
+
+
+def _token_error(app, token, kind, collection, claim=""):
+    """{} or {"token": FieldError} as things stand now; the transaction looks again."""
+    if not token:
+        return {"token": FieldError("validation_required")}
+    try:
+        flow_record(app, app.store, token, kind, collection, claim)
+    except FieldError as error:
+        return {"token": error}
+    return {}
+
+
+def _invalid_token(error):
+    return bad_request("An error occurred while validating the submitted data.", {"token": error})
+
+
+@route("POST", "/api/collections/<name>/request-verification", "requestVerification")
+def request_verification(call, name):
+    """POST /api/collections/{collection}/request-verification"""
+    app, collection = call.app, auth_collection(call, name)
+    if collection.name == SUPERUSERS:
+        raise bad_request("All superusers are verified by default.")
+    email = _read_email(call)
+
+    def work():             # in the background: the answer takes the same time whether the address is known or not
+        record = find_by_unique(app.store, collection, "email", email)
+        if record is not None:
+            send_verification(app, record)
+    app.events.fire(("record_request_verification_request",), lambda e: spawn_logged(work), app=app, call=call, collection=collection)
+
+
+def spawn_logged(work):
+    """Background work of a request: its failure is only logged."""
+    def run():
+        try:
+            work()
+        except Exception:
+            LOG.exception("background work failed")
+    gevent.spawn(run)
+
+
+@route("POST", "/api/collections/<name>/confirm-verification", "confirmVerification")
+def confirm_verification_request(call, name):
+    """POST /api/collections/{collection}/confirm-verification"""
+    app, collection = call.app, auth_collection(call, name)
+    if collection.name == SUPERUSERS:
+        raise bad_request("All superusers are verified by default.")
+    form = read_form(call, {"token": "text"})
+    check_form(form, {"token": (required,)})
+    try:
+        app.events.fire(("record_confirm_verification_request",), lambda e: app.transaction(lambda tx: confirm_verification(app, tx, collection, form["token"])),
+                        app=app, call=call, collection=collection)
+    except FieldError as error:
+        raise _invalid_token(error) from None
+
+
+@route("POST", "/api/collections/<name>/request-password-reset", "requestPasswordReset")
+def request_password_reset(call, name):
+    """POST /api/collections/{collection}/request-password-reset"""
+    app, collection = call.app, auth_collection(call, name)
+    if not collection.options["passwordAuth"]["enabled"]:
+        raise bad_request("The collection is not configured to allow password authentication.")
+    email = _read_email(call)
+
+    def work():
+        record = find_by_unique(app.store, collection, "email", email)
+        if record is not None:
+            send_password_reset(app, record)
+    app.events.fire(("record_request_password_reset_request",), lambda e: spawn_logged(work), app=app, call=call, collection=collection)
+
+
+@route("POST", "/api/collections/<name>/confirm-password-reset", "confirmPasswordReset")
+def confirm_password_reset(call, name):
+    """POST /api/collections/{collection}/confirm-password-reset"""
+    app, collection = call.app, auth_collection(call, name)
+    form = read_form(call, {"token": "text", "password": "text", "passwordConfirm": "text"})
+    field = collection.by_name["password"]
+    table = {"password": (required, length(field.min, 255)), "passwordConfirm": (required, satisfies(lambda v: v == form["password"], "validation_values_mismatch"))}
+    _check_token(form, table, _token_error(app, form["token"], "passwordReset", collection))
+    error = field.check_plain(form["password"])
+    if error:
+        raise bad_request("Failed to set new password.", {"password": error})
+    hashed = hash_password(app, form["password"], field.cost)
+
+    def work(tx):
+        record, claims = flow_record(app, tx, form["token"], "passwordReset", collection)
+        record.passwords["password"], record.values["password"] = form["password"], hashed
+        if not record["verified"] and claims.get("email") == record["email"]:
+            record["verified"] = True
+        save_record(app, tx, record)
+        app.recent_mails.forget("reset", record)
+    try:
+        app.events.fire(("record_confirm_password_reset_request",), lambda e: app.transaction(work), app=app, call=call, collection=collection)
+    except FieldError as gone:
+        raise _invalid_token(gone) from None
+    except ApiError as error:
+        raise bad_request("Failed to set new password.", error.data, error.raw) from None
+
+
+@route("POST", "/api/collections/<name>/request-email-change", "requestEmailChange")
+def request_email_change(call, name):
+    """POST /api/collections/{collection}/request-email-change"""
+    app = call.app
+    collection = _same_collection_auth(call, name)
+    if collection.name == SUPERUSERS:
+        raise bad_request("All superusers can change their emails directly.")
+    form = read_form(call, {"newEmail": "text"})
+    check_form(form, {"newEmail": (*EMAIL_CHECKS, satisfies(lambda v: v != call.auth["email"], "validation_not_in_invalid"),
+                                   satisfies(lambda v: find_by_unique(app.store, collection, "email", v) is None, "validation_invalid_new_email"))})
+
+    def work(event):
+        token = new_token(call.auth, "emailChange", email=call.auth["email"], newEmail=form["newEmail"])
+        try:
+            send_mail(app.settings, record_mail(app, call.auth, "email-change", to=form["newEmail"], TOKEN=token))
+        except (MailError, OSError) as error:
+            raise bad_request("Failed to request email change.", raw=str(error)) from None
+    app.events.fire(("record_request_email_change_request",), work, app=app, call=call, collection=collection)
+
+
+@route("POST", "/api/collections/<name>/confirm-email-change", "confirmEmailChange")
+def confirm_email_change(call, name):
+    """POST /api/collections/{collection}/confirm-email-change"""
+    app, collection = call.app, auth_collection(call, name)
+    if collection.name == SUPERUSERS:
+        raise bad_request("All superusers can change their emails directly.")
+    form = read_form(call, {"token": "text", "password": "text"})
+    errors = collect_errors(form, {"password": (required, length(1, 100))}) | _token_error(app, form["token"], "emailChange", collection, "newEmail")
+    record = None if "token" in errors else flow_record(app, app.store, form["token"], "emailChange", collection, "newEmail")[0]
+    if record is not None and find_by_unique(app.store, collection, "email", unverified_claims(form["token"])["newEmail"]):
+        errors["token"], record = FieldError("validation_invalid_token_email"), None
+    if "password" not in errors and (record is None or not password_matches(app, form["password"], record["password"])):
+        errors["password"] = FieldError("validation_invalid_password")
+    _check_token(form, {}, errors)
+
+    def work(tx):
+        fresh, claims = flow_record(app, tx, form["token"], "emailChange", collection, "newEmail")
+        fresh["email"], fresh["verified"] = claims["newEmail"], True
+        save_record(app, tx, fresh)
+    try:
+        app.events.fire(("record_confirm_email_change_request",), lambda e: app.transaction(work), app=app, call=call, collection=collection)
+    except FieldError as gone:
+        raise _invalid_token(gone) from None
+    except ApiError as error:
+        raise bad_request("Failed to confirm email change.", error.data, error.raw) from None
+
+
+# ---- one-time passwords
+
+def _need_otp(collection):
+    if not collection.options["otp"]["enabled"]:
+        raise forbidden("The collection is not configured to allow OTP authentication.")
+
+
+@route("POST", "/api/collections/<name>/request-otp", "requestOTP")
+def request_one_time_password(call, name):
+    """POST /api/collections/{collection}/request-otp"""
+    app, collection = call.app, auth_collection(call, name)
+    _need_otp(collection)
+    email = _read_email(call)
+
+    def work(event):
+        record = find_by_unique(app.store, collection, "email", email)
+        if record is None:
+            hash_password(app, random_text(8, "0123456789"), 8)         # as long as a known address takes
+            return {"otpId": random_id()}
+        return {"otpId": request_otp(app, record)}
+    return app.events.fire(("record_request_otp_request",), work, app=app, call=call, collection=collection)
+
+
+@route("POST", "/api/collections/<name>/auth-with-otp", "authWithOTP", "auth")
+def auth_with_otp(call, name):
+    """POST /api/collections/{collection}/auth-with-otp"""
+    app, collection = call.app, auth_collection(call, name)
+    _need_otp(collection)
+    form = read_form(call, {"otpId": "text", "password": "text", "mfaId": "text"})
+    check_form(form, {"otpId": (required, length(1, 255)), "password": (required, length(1, 71))})
+    call.context = "otp"
+    info = call.info(form)
+
+    def work(event):
+        record = use_otp(app, collection, form["otpId"], form["password"], call.ip)
+        return finish_sign_in(call, info, SignIn(record, "otp", call.ip, call.request.header("user-agent"), call.param("mfaId") or form["mfaId"]))
+    return app.events.fire(("record_auth_with_otp_request",), work, app=app, call=call, collection=collection)
+
+
+# ---- OAuth2
+
+_OAUTH2_FORM = {"provider": "text", "code": "text", "codeVerifier": "text", "redirectURL": "text", "redirectUrl": "text", "createData": "map", "mfaId": "text"}
+
+
+@route("POST", "/api/collections/<name>/auth-with-oauth2", "authWithOAuth2", "auth")
+def auth_with_oauth2(call, name):
+    """POST /api/collections/{collection}/auth-with-oauth2"""
+    app, collection = call.app, auth_collection(call, name)
+    options = collection.options["oauth2"]
+    if not options["enabled"]:
+        raise forbidden("The collection is not configured to allow OAuth2 authentication.")
+    form = read_form(call, _OAUTH2_FORM)
+    row = next((p for p in options["providers"] if p["name"] == form["provider"]), None)
+    errors = collect_errors(form, {"provider": (required, length(0, 100)), "code": (required,)})
+    if row is None and "provider" not in errors:
+        errors["provider"] = FieldError("validation_invalid_provider", f"Provider with name {form['provider']} is missing or is not enabled.", name=form["provider"])
+    if errors:
+        raise bad_request("An error occurred while loading the submitted data.", errors)
+    call.context = "oauth2"
+    info = call.info(form)
+    user = oauth2_sign_in(provider_config(row), form["code"], form["codeVerifier"], form["redirectURL"] or form["redirectUrl"])
+    user["name"] = user["name"] or app.apple_names.pop(form["code"], "")
+
+    def work(event):
+        record, is_new = sign_in_account(call, collection, form["provider"], user, form["createData"])
+        meta = {**user, "avatarUrl": user["avatarURL"], "isNew": is_new}
+        return finish_sign_in(call, info, SignIn(record, "oauth2", call.ip, call.request.header("user-agent"), call.param("mfaId") or form["mfaId"], meta))
+    return app.events.fire(("record_auth_with_oauth2_request",), work, app=app, call=call, collection=collection, user=user)
+
+
+def sign_in_account(call, collection, provider, user, create_data):
+    """(record, whether it is new) of a provider's user; one transaction decides who that is and writes the link."""
+    app = call.app
+    failed = "Failed to authenticate."
+
+    def adopt(tx):
+        record, link = linked_record(app, tx, collection, provider, user, call.auth)
+        return None if record is None else adopt_account(app, tx, record, link, provider, user, call.auth)
+    try:
+        record = app.transaction(adopt)
+        if record is not None:
+            return record, False
+    except ApiError as error:
+        raise bad_request(failed, error.data, error.raw) from None
+    if collection.name == SUPERUSERS:
+        raise bad_request(failed)
+    return _create_account(call, collection, provider, user, create_data), True
+
+
+def _create_account(call, collection, provider, user, create_data):
+    """A new record through the ordinary create logic, as the requester, with the link in the same transaction."""
+    app = call.app
+    inner = Call(app, None, "POST", call.auth, call.query, "oauth2")
+    inner.ip, inner._headers = call.ip, call.headers
+    inner._data = account_data(collection, user, create_data)
+    _fit_username(app, collection, inner._data, user, create_data)
+    _fetch_avatar(app, collection, inner)
+    random_password = not inner._data.get("password")
+    if random_password:
+        inner._data["password"] = inner._data["passwordConfirm"] = random_text(30, ALPHANUMERIC)
+    write = RecordWrite(inner, collection.name, "create")
+    write.random_password = random_password
+
+    def work(tx):
+        known, link = linked_record(app, tx, collection, provider, user, call.auth)
+        if known is not None:                       # the same sign-in came twice at the same moment
+            return adopt_account(app, tx, known, link, provider, user, call.auth)
+        write.run(tx)
+        record = write.record
+        if record["email"] == user["email"]:
+            record["verified"] = True
+            save_record(app, tx, record, validate=False)
+        try:
+            link_account(app, tx, record, provider, user)
+        except ApiError as error:
+            raise bad_request("Failed to authenticate.", error.data, error.raw) from None
+        return record
+    try:
+        write.prepare()
+        record = app.transaction(work)
+    except BaseException:
+        write.discard()
+        raise
+    return record
+
+
+def _fit_username(app, collection, data, user, submitted):
+    """A provider's username is only taken when the field accepts it and nobody has it."""
+    name = collection.options["oauth2"]["mappedFields"]["username"]
+    field = name and collection.field(name)
+    if not field or name in submitted or name not in data:
+        return
+    taken = collection.has_unique_index(name) and find_by_unique(app.store, collection, name, data[name]) is not None
+    if taken or field.check(field.cast(data[name]), SaveContext(Record(collection), app.store, app.schema)):
+        del data[name]
+
+
+def _fetch_avatar(app, collection, call):
+    """A mapped file field gets the provider's picture; any failure only means no picture."""
+    name = collection.options["oauth2"]["mappedFields"]["avatarURL"]
+    field = name and collection.field(name)
+    url = call._data.get(name) if field and field.type == "file" else None
+    if not isinstance(url, str) or "://" not in url:
+        return
+    del call._data[name]
+    try:
+        data, _ = safe_fetch(url)
+    except (FetchError, OSError) as error:
+        LOG.info("no avatar from %s: %s", url, error)
+        return
+    filename = unquote(urlsplit(url).path.rpartition("/")[2]) or "avatar"
+    call.uploads.append((name, new_upload(filename, len(data), io.BytesIO(data))))
+
+
+APPLE_NAME_SECONDS = 60         # an Apple name waits this long for its code
+
+
+_APPLE_SECRET_FORM = {"clientId": "text", "teamId": "text", "keyId": "text", "privateKey": "text", "duration": "int"}
+_APPLE_SECRET_CHECKS = {
+    "clientId": (required,), "teamId": (required, length(10, 10)), "keyId": (required, length(10, 10)),
+    "privateKey": (required, matches(r"^\s*-----BEGIN PRIVATE KEY-----[\s\S]+-----END PRIVATE KEY-----\s*$")),
+    "duration": (required, at_least(1), at_most(15777000)),
+}
+
+
+@route("POST", "/api/settings/apple/generate-client-secret")
+def generate_apple_client_secret(call):
+    """POST /api/settings/apple/generate-client-secret"""
+    call.need_superuser()
+    form = read_form(call, _APPLE_SECRET_FORM)
+    check_form(form, _APPLE_SECRET_CHECKS, "Invalid client secret data.")
+    try:
+        return {"secret": apple_client_secret(form["clientId"], form["teamId"], form["keyId"], form["privateKey"], form["duration"])}
+    except ValueError as error:
+        raise bad_request(f"Failed to generate client secret. Raw error: \n{error}") from None
+
+
+# ---- test mails, jobs
+
+_TEST_MAIL_FORM = {"email": "text", "template": "text", "collection": "text"}
+
+
+@route("POST", "/api/settings/test/email")
+def send_test_email(call):
+    """POST /api/settings/test/email"""
+    call.need_superuser()
+    app, form = call.app, read_form(call, _TEST_MAIL_FORM)
+    collection = app.schema.find(form["collection"] or SUPERUSERS)
+    errors = collect_errors(form, {"email": EMAIL_CHECKS, "template": (required, one_of(*MAIL_TEMPLATES))})
+    if collection is None or not collection.is_auth:
+        errors["collection"] = FieldError("validation_invalid_auth_collection", "Must be a valid auth collection id or name.")
+    if errors:
+        raise bad_request("Failed to send the test email.", errors)
+    record = Record(collection)
+    for field in collection.fields:
+        if not field.hidden and field.type in ("text", "email", "url", "editor"):
+            record.values[field.name] = f"__pb_test_{field.name}__"
+    record.values.update(email=form["email"], tokenKey=random_text(50, ALPHANUMERIC))
+    kind = {"verification": "verification", "password-reset": "passwordReset", "email-change": "emailChange"}.get(form["template"])
+    claims = {"email": form["email"], **({"newEmail": form["email"]} if kind == "emailChange" else {})}
+    own = {"TOKEN": kind and new_token(record, kind, **claims), "OTP": "123456", "OTP_ID": "_PB_TEST_OTP_ID_", "ALERT_INFO": f"{now_text()} - TEST_IP TEST_USER_AGENT"}
+    try:
+        send_mail(app.settings, record_mail(app, record, form["template"], to=form["email"], **own))
+    except (MailError, OSError) as error:
+        raise bad_request(f"Failed to send the test email. Raw error: \n{error}") from None
+
+
+@route("GET", "/api/crons")
+def list_crons(call):
+    """GET /api/crons"""
+    call.need_superuser()
+    return call.app.cron.listed()
+
+
+@route("POST", "/api/crons/<id>")
+def run_cron(call, id):
+    """POST /api/crons/{id}"""
+    call.need_superuser()
+    if id not in call.app.cron.jobs:
+        raise not_found("Missing or invalid cron job.")
+    call.app.cron.run(id)
+
+
+# ---- files
+
 @route("POST", "/api/files/token")
 def create_file_token(call):
     """POST /api/files/token"""
@@ -11214,9 +12883,7 @@ def create_file_token(call):
     return {"token": new_token(call.auth, "file")}
 
 
-# ---- files
-
-@route("GET", "/api/files/<name>/<id>/<filename>")
+@route("GET", "/api/files/<name>/<id>/<filename>", "file")
 def download_file(call, name, id, filename):
     """GET /api/files/{collection}/{id}/{filename}"""
     app = call.app
@@ -11277,7 +12944,7 @@ def send_stored_file(call, key, name):
 
 
 # ============================================================================
-#  17. Dashboard
+#  19. Dashboard
 # ============================================================================
 # The admin page under /_/: static assets that talk to the same API as everybody.
 # It decides nothing; what it may do is what its token may do.
@@ -11312,7 +12979,7 @@ def serve_asset(call, path):
 
 
 # ============================================================================
-#  18. Command line
+#  20. Command line
 # ============================================================================
 # serve and superuser: flags before or after the command, `--flag value` or
 # `--flag=value`.  Commands, flags and their help are tables; any failure is one
@@ -11384,19 +13051,20 @@ def serve(options, domains):
     lock = DirectoryLock(options["dir"])
     raise_fd_limit()
     app = open_app(options)
-    app.identities = Identities(app)
+    start_services(app)
     boundary = Boundary(app, options["origins"], options["publicDir"], options["indexFallback"])
     servers = start_servers(options, domains, boundary)
     print_banner(servers[0][0], options, app)
     stop = gevent.event.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(signal_number, stop.set)
-    watch = gevent.spawn(look_around_forever, app)
+    background = [gevent.spawn(look_around_forever, app), gevent.spawn(app.cron.run_forever)]
     app.events.fire(("serve",), no_work, app=app)
     stop.wait()
     app.events.fire(("terminate",), no_work, app=app)
     gevent.joinall([gevent.spawn(server.stop, 1.0) for _, server in servers])
-    watch.kill()
+    gevent.killall(background)
+    app.outbox.stop(3)
     app.close()
     lock.release()
 

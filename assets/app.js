@@ -220,7 +220,9 @@ function buildShell(collections) {
   $("filter").onsubmit = applyFilter;
   $("filter").onreset = applyFilter;
   $("close").onclick = closeRecord;
-  root.onkeydown = (event) => event.key === "Escape" && view().record && closeRecord();
+  root.onkeydown = (event) => {
+    if (event.key === "Escape" && view().record) closeRecord();
+  };
 }
 
 function openMenu(open) {
@@ -314,16 +316,16 @@ function fillTable({ fields, type }, { items, page }, { filter, sort }) {
   const columns = fields.filter((field) => field.type !== "password" && !(type === "auth" && field.name === "tokenKey"));
   const row = (record) => h("tr", { "data-id": record.id, onclick: openRow }, columns.map((field) => cell(field, record)));
   const empty = page > 1 ? "There are no records on this page." : filter ? "No record matches the filter." : "This collection has no records.";
-  keepFocus($("table"), h("table", null, h("thead", null, h("tr", null, columns.map(({ name }) => columnHead(name, sort)))), h("tbody", null, items.map(row))),
+  keepFocus($("table"), h("table", null, h("thead", null, h("tr", null, columns.map((field) => columnHead(field, sort)))), h("tbody", null, items.map(row))),
     items.length ? [] : h("p", null, empty));
   $("table").scrollTop = 0;
   markRow(view().record);
 }
 
 /** The button of a column turns to ascending, descending, and back to newest first. */
-function columnHead(name, sort) {
+function columnHead({ name, type }, sort) {
   const [state, mark, next] = sort === name ? ["ascending", " ↑", "-" + name] : sort === "-" + name ? ["descending", " ↓", ""] : [null, "", name];
-  return h("th", { scope: "col", "aria-sort": state },
+  return h("th", { scope: "col", "aria-sort": state, class: type === "number" && "number" },
     h("button", { "data-key": "column " + name, onclick: () => go({ sort: next, page: 1 }) }, name, h("span", { "aria-hidden": "true" }, mark)));
 }
 

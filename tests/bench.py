@@ -67,6 +67,7 @@ def fill(server, posts):
 def workloads(posts):
     """name -> (connections, the requests that they repeat); the user's token goes with each."""
     some = [f"{n:015}" for n in random.Random(2).sample(range(posts), min(500, posts))]
+    updates = [f'PATCH {RECORDS}/{id} {{"score":{n}}}' for n, id in enumerate(some)]
     batch = json.dumps({"requests": [{"method": "POST", "url": SINK, "body": {"title": f"batch {n}", "n": n}} for n in range(50)]})
     return {
         "health": (32, ["GET /api/health"]),
@@ -75,8 +76,8 @@ def workloads(posts):
         "list-30-skiptotal": (32, [f"GET {RECORDS}?skipTotal=1"]),
         "list-filter-sort": (16, [f"GET {RECORDS}?filter=(score%3E900%26%26published=true)&sort=-score,title"]),
         "create-c64": (64, [f'POST {SINK} {{"title":"created {n}","n":{n}}}' for n in range(50)]),
-        "update-c32": (32, [f'PATCH {RECORDS}/{id} {{"score":{n}}}' for n, id in enumerate(some)]),
-        "mixed-80-20": (64, [f"GET {RECORDS}?perPage=20&skipTotal=1" if n % 5 else f'PATCH {RECORDS}/{id} {{"score":{n}}}' for n, id in enumerate(some)]),
+        "update-c32": (32, updates),
+        "mixed-80-20": (64, [f"GET {RECORDS}?perPage=20&skipTotal=1" if n % 5 else update for n, update in enumerate(updates)]),
         "auth-refresh": (32, ["POST /api/collections/users/auth-refresh {}"]),
         "batch-50": (4, [f"POST /api/batch {batch}"]),
     }

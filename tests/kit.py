@@ -27,7 +27,8 @@ import time
 import urllib.parse
 
 HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-COMMAND = shlex.split(os.environ.get("POCKETBASE_CMD", "")) or [sys.executable, os.path.join(HOME, "pocketbase.py")]
+GIVEN = [os.path.abspath(word) if os.path.exists(word) else word for word in shlex.split(os.environ.get("POCKETBASE_CMD", ""))]
+COMMAND = GIVEN or [sys.executable, os.path.join(HOME, "pocketbase.py")]
 SUPERUSER = ("root@example.com", "1234567890")
 RULES = ("listRule", "viewRule", "createRule", "updateRule", "deleteRule")
 PATIENCE = 60    # seconds after which a server that shows no sign of life counts as broken; never a timing assertion
@@ -87,6 +88,8 @@ class Server:
         self.temporary = None if dir else tempfile.TemporaryDirectory(prefix="pb-test-")
         self.dir = os.path.abspath(dir) if dir else os.path.join(self.temporary.name, "pb_data")
         self.work = os.path.dirname(self.dir)
+        if self.temporary:
+            self.env["TMPDIR"] = self.work    # what a killed frozen executable had unpacked goes with the folder
         if not dir and superuser:
             shutil.copytree(os.path.join(_seed(self.command).name, "pb_data"), self.dir)
         self.process, self.port, self.log = None, None, ""

@@ -27,6 +27,6 @@ def packages():
 
 
 def test_the_javascript_sdk(server, packages):
-    done = run(["node", "--test", "--test-reporter=spec", "sdk.test.mjs"], PB_URL=server.url, NO_COLOR="1")
+    done = run(["node", "--test", "--test-force-exit", "--test-reporter=spec", "sdk.test.mjs"], PB_URL=server.url, NO_COLOR="1")
     assert done.returncode == 0, done.stdout
     assert "fail 0" in done.stdout and "pass 0" not in done.stdout

@@ -202,7 +202,7 @@ describe("users", () => {
 })
 
 describe("realtime", () => {
-    test("subscribe, receive each kind of event, unsubscribe", async () => {
+    test("subscribe, receive each kind of event, unsubscribe", { timeout: 30_000 }, async () => {
         const events = []
         let arrived
         const next = () => new Promise((resolve) => (arrived = resolve))
