@@ -1759,8 +1759,9 @@ class Store:
     >>> store.transaction(lambda tx: tx.write("DELETE FROM users WHERE id=?", ("x",)))
     """
 
-    def __init__(self, path, sync="normal", query_timeout=30):
+    def __init__(self, path, sync="normal", query_timeout=30, trace=None):
         self.path = path
+        self._trace = trace                 # hears each statement's text (--dev)
         self.sync = sync
         self.query_timeout = query_timeout
         self.version = 0                    # commits of this process and changes by others
@@ -1787,6 +1788,7 @@ class Store:
 
     def _connect(self, read_only=False):
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=512)
+        db.set_trace_callback(self._trace)
         for pragma in PRAGMAS:
             db.execute("PRAGMA " + pragma)
         if read_only:
@@ -4014,6 +4016,7 @@ RELATION_HOPS_LIMIT = 6         # relations on one path
 FUNCTION_DEPTH_LIMIT = 3        # nested calls the scanner follows
 SORT_LIMIT = 8                  # sort keys
 SORT_LENGTH_LIMIT = 255         # bytes of one sort key
+CACHED_SQL_LIMIT = 20000        # characters; 2000 plans of client texts then hold 40 MB at most
 
 
 class FilterError(ValueError):
@@ -4222,7 +4225,7 @@ class _Group:
         return nodes[0] if len(nodes) == 1 else ("or", tuple(nodes))
 
 
-@functools.lru_cache(maxsize=1000)
+@functools.lru_cache(maxsize=256)
 def parse_filter(text):
     """The immutable tree of a filter. parse_filter("a>1") -> ("is", ("identifier", "a"), ">", ("number", "1"))"""
     group, outer, position = _Group(), [], 0
@@ -4276,7 +4279,7 @@ class _Join:
         parents = (source.refs | on.refs) - {BASE}
         self.chain = frozenset({self}).union(*[p.chain for p in parents])
         self.inner = many or any(p.inner for p in parents)
-        self.link = link        # back relations of the base: the own side of the ON, as (column, holds a list)
+        self.link = link        # back relations: (own field, does it hold a list, the id it points to)
 
     def column(self, name):
         return _Piece(f"{self.alias}.{quote_name(name)}", (), frozenset({self}))
@@ -4299,6 +4302,7 @@ class _Operand:
 
 
 _NOTHING = _Operand(_NULL, "null")
+_IS_SET = [_Operand(_Piece(word), "known", fixed=True) for word in ("FALSE", "TRUE")]    # words, since SQLite reads `IS TRUE` as a test
 _TOKENS = {"null": _NOTHING, "true": _Operand(_Piece("1"), "known", fixed=True), "false": _Operand(_Piece("0"), "known", fixed=True)}
 
 
@@ -4420,7 +4424,7 @@ MACROS = {
     "@todayStart": lambda now: f"{now:%Y-%m-%d} 00:00:00.000Z",
     "@todayEnd": lambda now: f"{now:%Y-%m-%d} 23:59:59.999Z",
     "@monthStart": lambda now: f"{now:%Y-%m}-01 00:00:00.000Z",
-    "@monthEnd": lambda now: f"{(now.replace(day=28) + datetime.timedelta(days=4)).replace(day=1) - datetime.timedelta(days=1):%Y-%m-%d} 23:59:59.999Z",
+    "@monthEnd": lambda now: f"{_last_day(now):%Y-%m-%d} 23:59:59.999Z",
     "@yearStart": lambda now: f"{now:%Y}-01-01 00:00:00.000Z",
     "@yearEnd": lambda now: f"{now:%Y}-12-31 23:59:59.999Z",
     "@second": lambda now: now.second,
@@ -4431,6 +4435,10 @@ MACROS = {
     "@year": lambda now: now.year,
     "@weekday": lambda now: now.isoweekday() % 7,
 }
+
+
+def _last_day(moment):
+    return (moment.replace(day=28) + datetime.timedelta(days=4)).replace(day=1) - datetime.timedelta(days=1)
 
 
 def _date_text(moment):
@@ -4493,18 +4501,18 @@ def _value_at(place, keys, number=False, as_json=False, lower=False):
         value = _dig(getattr(info, place), keys)
         if as_json and value is not _ABSENT:
             return _json_text(value)
-        if lower and not isinstance(value, str):    # a known field: text or nothing, 5 is "5" and not "5.0"
-            return _json_text(value) if isinstance(value, (bool, int, float)) else None
+        if lower and not isinstance(value, str):    # a known field as text: 5 is "5" and not "5.0", lists and missing ones are ""
+            return _json_text(value) if isinstance(value, (bool, int, float)) else ""
         return _to_number(value) if number and isinstance(value, str) else _bindable(value)
     return get
 
 
 def _as_list(value):
-    return [] if value in (None, "", _ABSENT) else list(value) if isinstance(value, (list, tuple)) else [value]
+    return [] if value is _ABSENT else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _list_at(key, read):
-    return lambda info: read(_as_list(info.body.get(key)))
+    return lambda info: read(_as_list(info.body.get(key, _ABSENT)))
 
 
 # ---------------------------------------------------------------- resolving names
@@ -4664,7 +4672,8 @@ class _Scope:
         keys = [*keys[:-1], last]
         name = f"{place}.{'.'.join(keys)}"
         if modifier == "isset":
-            return self.compiler.slot(name + ":isset", lambda info: int(_dig(getattr(info, place), keys) is not _ABSENT))
+            found = self.compiler.slot(name + ":isset", lambda info: None if _dig(getattr(info, place), keys) is _ABSENT else 1)
+            return _IS_SET[found.state == "known"]
         if modifier not in ("", "lower"):
             raise FilterError(f"invalid modifier sequence {last}:{modifier}")
         lower = modifier == "lower"
@@ -4712,7 +4721,7 @@ class _Scope:
     def body_relation(self, field, keys):
         """`@request.body.rel.field`: the records whose ids were submitted; a list needs no single relation field to be many."""
         target = self.compiler.schema.find(field.collection_id)
-        ids = self.compiler.slot(f"body.{field.name}:ids", _list_at(field.name, lambda ids: _json_text(ids) if ids else None))
+        ids = self.compiler.slot(f"body.{field.name}:ids", _list_at(field.name, lambda ids: _json_text(ids) if any(ids) else None))
         if ids.state == "null" or target is None:
             return _NOTHING
         key = f"{self.place.key}@body.{field.name}"
@@ -4746,7 +4755,7 @@ class _Scope:
         piece, needs, _ = _compare(left, operator.lstrip("?"), right)
         parts = [_leaf(piece, needs)]
         if operator[0] != "?" and (left.again or right.again):
-            parts.append(_leaf(self.match_all(left, operator, right)))
+            parts.append(_leaf(self.match_all(left, operator, right, operator in ("!=", "!~") or not needs)))
         parts += [_leaf(side.guard) for side in (left, right) if side.guard]
         return _all_of(parts)
 
@@ -4757,8 +4766,9 @@ class _Scope:
             shown = json.dumps(float(node[1])) if node[0] == "number" else node[1]
             raise FilterError(f"invalid {which} operand {_quoted(shown)} - {error}") from None
 
-    def match_all(self, left, operator, right):
-        """NOT EXISTS a value of this record for which the comparison fails; both sides many: no pair of values."""
+    def match_all(self, left, operator, right, common):
+        """NOT EXISTS a value of this record for which the comparison fails; both sides many: no pair of values. When the comparison holds
+        for most records (`common`), the few it fails for are listed once instead."""
         spaces = _Space(self.compiler, "~"), _Space(self.compiler, "~~")
         sides = [side.again(space) if side.again else side.plain() for side, space in zip((left, right), spaces)]
         for side, original in zip(sides, (left, right)):
@@ -4766,7 +4776,12 @@ class _Scope:
                 side.state, side.like = "column", "concatenated"
         piece, _, needs = _compare(sides[0], operator, sides[1])
         joins = [join for space in spaces for join in space.joins.values()]
-        return _exists(joins, _piece("NOT ({})", piece), needs, "NOT EXISTS")
+        broken = _piece("NOT ({})", piece)
+        if common:
+            root, ids = self.compiler.linked_ids(joins, broken, needs)
+            if root in _chains(needs):
+                return _piece("{} NOT IN {}", root.link[2], ids)
+        return _exists(joins, broken, needs, "NOT EXISTS")
 
 
 _REQUEST_PARTS = {"auth": _Scope.auth_path, "body": _Scope.body_value, "query": _Scope.sent_value, "headers": _Scope.sent_value}
@@ -4859,7 +4874,8 @@ class _Walk:
             raise _Unresolved(f"invalid back relation field {_quoted(found[2])}")
         if field.hidden and not self.scope.trusted:
             raise FilterError(f"non-filterable back relation field {_quoted(found[2])}")
-        if field.collection_id != place.collection.id:
+        new = place.ref is BASE and self.scope.compiler.source is not None      # nothing refers to a record that is being created
+        if field.collection_id != place.collection.id or new:
             raise _Unresolved(f"invalid collection reference of a back relation field {_quoted(found[2])}")
         identity = place.column("id")
 
@@ -4868,9 +4884,9 @@ class _Walk:
                 return _piece(f"{alias}.{quote_name(field.name)} = {{}}", identity)
             own = _Piece(f"{alias}.{quote_name(field.name)}")
             return _piece("{} IN (SELECT value FROM json_each({}))", identity, _list_of(own))
-        link = (field.name, field.multiple) if place.ref is BASE else None
         any_value = place.many or field.multiple or not collection.has_unique_index(field.name)
-        return self.target(collection, place, f"{place.key}.{key}", _Piece(quote_name(collection.name)), on, True, any_value, link)
+        return self.target(collection, place, f"{place.key}.{key}", _Piece(quote_name(collection.name)), on, True, any_value,
+                           (field.name, field.multiple, identity))
 
 
 # ---------------------------------------------------------------- functions
@@ -4929,34 +4945,36 @@ FUNCTIONS = {"geoDistance": _geo_distance, "strftime": _strftime}
 # is written as EXISTS over them, which gives the same records as LEFT JOIN with DISTINCT (some row of the joins makes the
 # WHERE true) without comparing whole rows, and keeps the order of the base table. EXISTS is drawn as deep into the tree as the
 # joins that expressions share allow: over OR always, over AND when the parts share no such join.
-# When no part of the EXISTS but its first join looks at the base row it is turned round into `_rowid_ IN (SELECT ...)`, so that
-# SQLite may start from the other table: posts with comments_via_post.author="x", 100k posts, see the tests for figures.
+# When nothing but the link of a back relation looks outside, the EXISTS is turned round into `id IN (SELECT link ...)`: the other
+# table is read once, by its own indexes, instead of once a record. 100k posts, 200k comments, no index on comments.post:
+# comments_via_post.author?="x" 11 ms, comments_via_post.n!="c1" 0.25 s; asked a record at a time the latter takes minutes.
 # Sorting by such a join needs its rows: then, and for views whose rows need not be unique, the plain DISTINCT form is used.
-# Rows that `sort` leaves equal come in rowid order when the query has no joins, else in id order: PocketBase's joins bring DISTINCT,
-# for which SQLite walks the id index, and its clients see that order. Where its planner starts from another table the order is an
-# accident of the plan; here it is still the id order.
+# Without `sort` rows come in rowid order when the query has no joins, else in id order: PocketBase's joins bring DISTINCT, for which
+# SQLite walks the id index, and its clients see that order. Where its planner starts from another table its order is an accident
+# of the plan; here it is still the id order.
 
-def _from(joins, needs):
-    """FROM items (needed ones as inner joins, first) and the conditions that go to WHERE."""
-    needed = frozenset().union(*[j.chain for j in needs])
-    ordered = sorted(joins, key=lambda j: (j not in needed, j.number))
-    pieces, where = [], []
-    for position, join in enumerate(ordered):
+def _chains(joins):
+    return frozenset().union(*[join.chain for join in joins])
+
+
+def _joined(joins, needs):
+    """The FROM items of the joins, needed ones first and as inner joins; the condition of the first is not in it."""
+    needed = _chains(needs)
+    pieces = []
+    for join in sorted(joins, key=lambda j: (j not in needed, j.number)):
         item = _piece("{} " + join.alias, join.source)
         if join not in needed:
-            pieces.append(_piece(("(SELECT 1) " if not position else "") + "LEFT JOIN {} ON {}", item, join.on))
-        elif position:
-            pieces.append(_piece("JOIN {} ON {}", item, join.on))
+            pieces.append(_piece(("" if pieces else "(SELECT 1) ") + "LEFT JOIN {} ON {}", item, join.on))
         else:
-            pieces.append(item)
-            where.append(join.on)
-    return _piece(" ".join(["{}"] * len(pieces)), *pieces), where
+            pieces.append(_piece("JOIN {} ON {}", item, join.on) if pieces else item)
+    return pieces
 
 
 def _exists(joins, condition, needs, word="EXISTS"):
-    source, where = _from(joins, needs)
-    where = [w for w in where if w.text != "1"] + [condition]
-    piece = _piece(word + " (SELECT 1 FROM {} WHERE " + " AND ".join(["{}"] * len(where)) + ")", source, *where)
+    first = min(joins, key=lambda j: (j not in _chains(needs), j.number))
+    where = [first.on, condition] if first in _chains(needs) and first.on.text != "1" else [condition]
+    items = _joined(joins, needs)
+    piece = _piece(word + " (SELECT 1 FROM" + " {}" * len(items) + " WHERE " + " AND ".join(["{}"] * len(where)) + ")", *items, *where)
     return _Piece(piece.text, piece.params, piece.refs - frozenset(joins))
 
 
@@ -4965,7 +4983,7 @@ class _Compiler:
     result serves every request whose values are of the same kinds."""
 
     def __init__(self, schema, collection, info, source=None, one=False):
-        self.schema, self.base, self.info, self.one = schema, collection, info, one
+        self.schema, self.base, self.info, self.source, self.one = schema, collection, info, source, one
         self.alias = source or quote_name(collection.name)
         self.plain = source is None and collection.type != "view"
         self.counter, self.tables, self.listed = itertools.count(), {collection.name}, {}
@@ -5041,9 +5059,9 @@ class _Compiler:
         if where is not None:
             where = _written(where) if spread else self.decided(where)
             refs |= where.refs
-        joins = sorted(frozenset().union(*[ref.chain for ref in refs if ref]), key=lambda j: j.number)
-        if self.space.joins and self.plain and not self.one and not any(join.inner for join in joins):
-            order.append(_Piece(self.alias + ".`id`"))
+        joins = sorted(_chains(ref for ref in refs if ref), key=lambda j: j.number)
+        if not order and self.space.joins and self.plain and not self.one:
+            order = [_Piece(self.alias + ".`id`")]
         clauses = [_piece("LEFT JOIN {} " + join.alias + " ON {}", join.source, join.on) for join in joins]
         return Plan(_lines(clauses, " "), where or _Piece(""), _lines(order, ", "), any(j.inner for j in joins), frozenset(self.tables))
 
@@ -5061,7 +5079,7 @@ class _Compiler:
 
     def any_row(self, conditions):
         condition = _all_of(conditions)
-        reached = frozenset().union(*[ref.chain for ref in condition.refs if ref])
+        reached = _chains(ref for ref in condition.refs if ref)
         inner = [join for join in reached if join.inner]
         if not inner:
             return _written(condition)
@@ -5069,23 +5087,37 @@ class _Compiler:
         return self.turned_round(inner, written, needs) or _exists(inner, written, needs)
 
     def turned_round(self, inner, written, needs):
-        """The EXISTS as a set of row numbers, when only the link of its root looks outside; None when that is not so."""
-        roots = [join for join in inner if not any(parent.inner for parent in join.chain - {join})]
-        if self.one or not self.plain or len(roots) != 1 or not roots[0].link or not needs:
+        """The EXISTS as a set of ids, None when it looks outside elsewhere than in the link of its root. A condition that can be true of
+        missing rows is asked once for those, for the records that nothing links to."""
+        root, ids = self.linked_ids(inner, written, needs)
+        if root is None:
             return None
-        root = roots[0]
-        rest = [join for join in inner if join is not root]
-        looked_at = written.refs.union(*[join.source.refs | join.on.refs for join in rest])
+        record = root.link[2]
+        if root in _chains(needs):
+            return _piece("{} IN {}", record, ids)
+        _, everyone = self.linked_ids([root], _Piece("1"), frozenset())
+        nobody = _Join(root.alias[1:-1], root.source, _Piece("0"), True, root.table, root.number)
+        missing = _exists([nobody if join is root else join for join in inner], written, frozenset())
+        missing = _Piece(missing.text, missing.params)
+        return _piece("({} IN {} OR (({} NOT IN {} OR {} IS NULL) AND {}))", record, ids, record, everyone, record, missing)
+
+    def linked_ids(self, inner, written, needs):
+        """(root, "(SELECT ids ...)"): the records that rows of a back relation link to when they meet a condition which looks at nothing
+        but those rows; (None, None) when there is no such root."""
+        roots = [join for join in inner if not any(parent in inner for parent in join.chain - {join})]
+        if self.one or len(roots) != 1 or not roots[0].link:
+            return None, None
+        root, (field, is_list, _) = roots[0], roots[0].link
+        looked_at = written.refs.union(*[join.source.refs | join.on.refs for join in inner if join is not root])
         if not looked_at <= frozenset(inner):
-            return None
-        field, is_list = root.link
-        value = root.column(field)
-        source, _ = _from(inner, frozenset().union(*[join.chain for join in needs]))
-        link = _piece(" JOIN json_each({}) `#`", _list_of(value)) if is_list else _Piece("")
-        value = _Piece("`#`.`value`") if is_list else value
-        piece = _piece(f"{self.alias}.`_rowid_` IN (SELECT `##`.`_rowid_` FROM {{}}{{}} JOIN {self.alias} `##` ON `##`.`id` = {{}} WHERE {{}})",
-                       source, link, value, written)
-        return _Piece(piece.text, piece.params, frozenset({BASE}))
+            return None, None
+        value = column = root.column(field)
+        each = _Piece("")
+        if is_list:
+            value, each = _Piece("`#`.`value`"), _piece(" JOIN json_each({}) `#`", _list_of(column))
+        first, *rest = _joined(inner, needs | {root})
+        piece = _piece("(SELECT {} FROM {}{}" + " {}" * len(rest) + " WHERE {} IS NOT NULL AND {})", value, first, each, *rest, value, written)
+        return root, _Piece(piece.text, piece.params)
 
 
 def _share_joins(conditions):
@@ -5154,7 +5186,7 @@ class _Step:
         self.getter, self.next, self.plan = None, {}, None
 
 
-@functools.lru_cache(maxsize=4000)
+@functools.lru_cache(maxsize=2000)
 def _first_step(schema, version, collection, auth, superuser, rule, filter, sort, source, one):
     return _Step()
 
@@ -5183,7 +5215,9 @@ def _compile_step(step, values, schema, collection, info, rule, filter, sort, so
     """Compile for values of these kinds and lay the way to the plan."""
     compiler = _Compiler(schema, collection, info, source, one)
     plan = compiler.plan(rule, filter, sort)
-    for number, (getter, kind, value) in enumerate(compiler.trace):
+    if len(plan.joins) + len(plan.where) > CACHED_SQL_LIMIT:
+        return plan.bind([value for _, _, value in compiler.trace])
+    for number, (getter, kind, _) in enumerate(compiler.trace):
         if number < len(values) - (step.getter is not None):
             continue
         step.getter = getter
@@ -5238,7 +5272,7 @@ class _ColumnsCompiler(_Compiler):
         return _Columns(self, self.columns, self.json_columns)
 
     def sort_key(self, token, trusted):
-        if token.lstrip("+-") == "@rowid":
+        if token in ("@rowid", "+@rowid", "-@rowid"):
             return _Piece("`_rowid_` " + ("DESC" if token[0] == "-" else "ASC"))
         return super().sort_key(token, trusted)
 
@@ -7461,7 +7495,7 @@ class App:
         """Opens the databases (creates them if need be) and loads settings and collections. PlainError when the data is not usable."""
         os.makedirs(self.directory, mode=0o755, exist_ok=True)
         self.notify_directory = os.path.join(self.directory, ".notify")
-        self.store = Store(os.path.join(self.directory, "data.db"), self.sync, self.query_timeout)
+        self.store = Store(os.path.join(self.directory, "data.db"), self.sync, self.query_timeout, LOG.debug if self.dev else None)
         self.logs = Store(os.path.join(self.directory, "auxiliary.db"), "normal", self.query_timeout)
         self.storage = LocalStorage(os.path.join(self.directory, "storage"), sync=self.sync == "full")
         prepare_directory(self)
@@ -11426,6 +11460,8 @@ class Boundary:
         self.public_dir, self.index_fallback = public_dir, index_fallback
 
     def __call__(self, request):
+        if self.app.dev:
+            LOG.info("%s %s", request.method, request.target)
         if request.method == "OPTIONS":
             return self.preflight(request)
         origin = request.header("origin")
@@ -13379,7 +13415,7 @@ def _flag_lines(flags):
 def main(words=None):
     """Runs the command line; returns the exit code."""
     words = sys.argv[1:] if words is None else words
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%Y/%m/%d %H:%M:%S", level=logging.ERROR)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y/%m/%d %H:%M:%S", level=logging.ERROR)
     try:
         chosen, options, arguments = parse_arguments(words)
         if options["version"] and chosen is None:

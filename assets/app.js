@@ -90,9 +90,11 @@ function h(tag, attributes, ...children) {
 const say = (box, ...lines) => box.replaceChildren(...lines.map((line) => h("p", null, line)));
 const setTitle = (title) => { document.title = `${title} - ${location.host}`; };
 
-/** Fills the page with what is new, in place of the card or the shell. */
+/** Puts the card or the shell in place of the one before, whose loads end. */
 function fillPage(content) {
-  document.querySelectorAll(".card, .shell").forEach((element) => element.remove());
+  Object.values(shell?.loads || {}).forEach((load) => load.abort());
+  shell = null;
+  document.querySelector(".card, .shell")?.remove();
   document.body.append(content);
 }
 
@@ -132,7 +134,7 @@ function makeForm(inputs, button, send, explain = () => "") {
 // ---- Log in
 
 const ONLY_SHOWS = "This page only shows data. To create, change or delete something, use the API for now.";
-const SECOND_FACTOR = "The password is right, but this account also needs a second factor, which this page cannot ask for yet. Use the API to log in.";
+const SECOND_FACTOR = "The password is right, but this account needs a second factor too, which this page cannot ask for yet. Log in through the API.";
 
 const logIn = async (identity, password) => beginSession(await ask("POST", "collections/_superusers/auth-with-password", { body: { identity, password } }));
 
@@ -189,13 +191,13 @@ function showOAuth2(outcome) {
 
 // ---- Collections
 
-let shell = null;    // what the view of collections shows, while it is the page
+let shell = null;    // what the view of collections shows, while it is on the page
 
 async function showCollections() {
   if (!session.token) return showLogin();
   try {
     if (!session.email) beginSession(await askAsSuperuser("POST", "collections/_superusers/auth-refresh"));
-    if (!shell?.root.isConnected) buildShell(await readCollections());
+    if (!shell) buildShell((await read("collections?perPage=1000&skipTotal=1&sort=name")).items);
     showRecords();
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -203,12 +205,10 @@ async function showCollections() {
   }
 }
 
-const readCollections = async () => (await read("collections?perPage=1000&skipTotal=1&sort=name")).items;
-
 function buildShell(collections) {
   const root = h("div", { class: "shell" }, $("shell").content.cloneNode(true));
-  shell = { root, collections, loads: {} };
   fillPage(root);
+  shell = { root, collections, loads: {} };
   $("host").textContent = location.host;
   $("who").textContent = session.email;
   root.querySelector("footer").textContent = ONLY_SHOWS;
@@ -217,31 +217,21 @@ function buildShell(collections) {
     endSession("You are logged out.");
   };
   $("menu").onclick = () => openMenu($("menu").ariaExpanded !== "true");
-  $("filter").onsubmit = applyFilter;
-  $("filter").onreset = applyFilter;
+  $("filter").onsubmit = $("filter").onreset = applyFilter;
   $("close").onclick = closeRecord;
   root.onkeydown = (event) => {
     if (event.key === "Escape" && view().record) closeRecord();
   };
+  const link = ({ id, name, type }) => h("li", null,
+    h("a", { href: address({ collection: name }, {}), "data-id": id, onclick: () => openMenu(false) }, h("span", null, name), h("span", { class: "soft" }, type)));
+  for (const [title, members] of [["Collections", collections.filter((each) => !each.system)], ["System", collections.filter((each) => each.system)]]) {
+    if (members.length) $("collections").append(h("h2", null, title), h("ul", null, members.map(link)));
+  }
 }
 
 function openMenu(open) {
   $("menu").ariaExpanded = open;
   shell.root.classList.toggle("menu-open", open);
-}
-
-function fillNavigation(current) {
-  const link = ({ id, name, type }) => h("li", null, h("a", { href: address({ collection: name }, {}), "aria-current": id === current?.id && "page", "data-key": id,
-    onclick: () => openMenu(false) }, h("span", null, name), h("span", { class: "soft" }, type)));
-  const list = (title, members) => (members.length ? [h("h2", null, title), h("ul", null, members.map(link))] : []);
-  keepFocus($("collections"), list("Collections", shell.collections.filter(({ system }) => !system)), list("System", shell.collections.filter(({ system }) => system)));
-}
-
-/** Replaces the children of an element; the focus stays on what has the same data-key. */
-function keepFocus(element, ...children) {
-  const key = element.contains(document.activeElement) && document.activeElement.dataset.key;
-  element.replaceChildren(...children.flat());
-  if (key) element.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();
 }
 
 // ---- Records
@@ -259,31 +249,24 @@ function showRecords() {
     return showRecords();
   }
   const collection = collections.find((each) => each.name === place.collection || each.id === place.collection);
-  const turned = shell.collection?.id !== collection?.id;
-  shell.collection = collection;
-  fillNavigation(collection);
-  setTitle(place.collection);
-  $("filter").hidden = $("pages").hidden = !collection;
-  if (!collection) {
-    $("heading").textContent = place.collection;
-    return say($("table"), "There is no such collection.");
-  }
-  if (turned) {
+  if (!collection) return showCard(`There is no collection ${place.collection}`, h("a", { href: "#/" }, "All collections"));
+  if (shell.collection !== collection) {
+    shell.collection = collection;
+    setTitle(collection.name);
     $("heading").replaceChildren(collection.name, " ", h("span", { class: "soft" }, collection.type));
-    $("filter-text").placeholder = exampleFilter(collection);
     $("heading").focus();
+    for (const link of $("collections").querySelectorAll("a")) link.ariaCurrent = link.dataset.id === collection.id ? "page" : null;
   }
   const list = JSON.stringify([collection.id, place.filter, place.sort, place.page]);
   const opened = JSON.stringify([collection.id, place.record]);
   if (list !== shell.list) loadList(collection, place);
-  else markRow(place.record);
+  markRow();
   if (opened !== shell.opened) loadRecord(collection, place.record);
   Object.assign(shell, { list, opened });
 }
 
-function exampleFilter({ fields }) {
-  const field = fields.find(({ type, system }) => type === "text" && !system) || fields.find(({ type }) => type === "email");
-  return `for example: ${field ? `${field.name} ~ "some text"` : 'id != ""'}`;
+function markRow() {
+  for (const row of $("table").querySelectorAll("tbody tr")) row.classList.toggle("chosen", row.dataset.id === view().record);
 }
 
 /** A signal for a new load of that name, which takes the place of one under way. */
@@ -301,25 +284,25 @@ async function loadList(collection, { filter, sort, page }) {
   try {
     const result = await read(`${recordsPath(collection.id)}?${new URLSearchParams({ page, perPage: PER_PAGE, sort: order, filter })}`, signal);
     say($("problem"));
-    fillTable(collection, result, { filter, sort });
-    fillPages(result);
+    fillTable(collection, result.items, sort);
+    fillPages(result, filter);
   } catch (error) {
     if (error.name === "AbortError") return;
-    say($("problem"), error.status === 400 ? "The server did not accept the filter or the sort order. Check the names of fields, the operators and the quotes." : error.message);
-    say($("table"), "The records could not be loaded.");
-    fillPages({ page: 1 });
+    say($("problem"), error.status === 400 ? "The server does not accept the filter or the sort order. Check the names of fields, the operators and the quotes." : error.message);
+    $("table").replaceChildren();
   }
+  $("table").hidden = $("pages").hidden = $("problem").hasChildNodes();
   $("table").ariaBusy = "false";
 }
 
-function fillTable({ fields, type }, { items, page }, { filter, sort }) {
+function fillTable({ fields, type }, items, sort) {
   const columns = fields.filter((field) => field.type !== "password" && !(type === "auth" && field.name === "tokenKey"));
   const row = (record) => h("tr", { "data-id": record.id, onclick: openRow }, columns.map((field) => cell(field, record)));
-  const empty = page > 1 ? "There are no records on this page." : filter ? "No record matches the filter." : "This collection has no records.";
-  keepFocus($("table"), h("table", null, h("thead", null, h("tr", null, columns.map((field) => columnHead(field, sort)))), h("tbody", null, items.map(row))),
-    items.length ? [] : h("p", null, empty));
+  const key = document.activeElement.dataset.key;    // the focus stays on the same column or record
+  $("table").replaceChildren(h("table", null, h("thead", null, h("tr", null, columns.map((field) => columnHead(field, sort)))), h("tbody", null, items.map(row))));
+  if (key) $("table").querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();
   $("table").scrollTop = 0;
-  markRow(view().record);
+  markRow();
 }
 
 /** The button of a column turns to ascending, descending, and back to newest first. */
@@ -331,7 +314,7 @@ function columnHead({ name, type }, sort) {
 
 function cell({ name, type }, record) {
   const text = textOf(record[name], type).slice(0, LONGEST_CELL);
-  return h("td", { class: type === "number" && "number" }, name === "id" ? h("a", { "data-key": "row " + text }, text) : text);
+  return h("td", { class: type === "number" && "number" }, name === "id" ? h("a", { href: address({ record: text }), "data-key": "row " + text }, text) : text);
 }
 
 function textOf(value, type) {
@@ -345,16 +328,10 @@ function openRow(event) {
   if (!event.target.closest("a") && getSelection().isCollapsed) go({ record: event.currentTarget.dataset.id });
 }
 
-function markRow(id) {
-  for (const row of $("table").querySelectorAll("tbody tr")) {
-    row.classList.toggle("chosen", row.dataset.id === id);
-    row.querySelector("a").href = address({ record: row.dataset.id });
-  }
-}
-
-function fillPages({ page, items = [], totalItems, totalPages = 1 }) {
-  const [first, last, total] = [(page - 1) * PER_PAGE + 1, (page - 1) * PER_PAGE + items.length, totalItems].map((number) => number?.toLocaleString("en"));
-  $("count").textContent = items.length ? `${first} to ${last} of ${total}` : "";
+function fillPages({ page, items, totalItems, totalPages }, filter) {
+  const before = (page - 1) * PER_PAGE;
+  const none = page > 1 ? "There are no records on this page." : filter ? "No record matches the filter." : "This collection has no records.";
+  $("count").textContent = items.length ? `${before + 1} to ${before + items.length} of ${totalItems}` : none;
   for (const [id, to, possible] of [["before", Math.min(page - 1, totalPages), page > 1], ["after", page + 1, page < totalPages]]) {
     $(id).hidden = page === 1 && totalPages <= 1;
     $(id).ariaDisabled = !possible;

@@ -106,7 +106,6 @@ def test_help_of_serve_names_its_flags(tmp_path):
 
 @pytest.mark.parametrize("args, message", [
     (["foo"], 'unknown command "foo" for "pocketbase"'), (["serve", "--bogus"], "unknown flag: --bogus"),
-    (["migrate", "foo"], 'unsupported command: "foo"'),
     (["superuser", "create"], "missing email and password arguments"), (["superuser", "upsert", "a@b.co"], "missing email and password arguments"),
     (["superuser", "update", "a", "b", "c"], "missing email and password arguments"),
     (["superuser", "upsert", "bad", "1234567890"], "missing or invalid email address"),
@@ -184,8 +183,3 @@ def test_origins_flag_limits_cross_origin_access(fresh):
     for origin, allowed in (("http://a.com", True), ("https://x.b.com", True), ("http://evil.com", False), ("https://b.com.evil.com", False)):
         answer = server.get("/api/health", headers={"Origin": origin})
         assert answer.status == 200 and answer.headers.get("Access-Control-Allow-Origin") == (origin if allowed else None)
-
-
-def test_migrate_says_when_there_is_nothing_to_do(home):
-    done = home.cli("migrate", "up")
-    assert (done.returncode, done.stdout) == (0, "No new migrations to apply.\n")
