@@ -4447,7 +4447,7 @@ def _date_text(moment):
 
 def _macro(name):
     value = MACROS[name]
-    return lambda info: value(datetime.datetime.now(datetime.timezone.utc))
+    return lambda info: value(datetime.datetime.now(datetime.UTC))
 
 
 _ABSENT = object()
@@ -5979,7 +5979,7 @@ def _mapped_user(call, row):
             raise OAuth2Error(_USER_FAILED, f"user info: {path} is not as required")
     user = {key: user_info_text(info, row[path]) for key, path in
             (("id", "id"), ("name", "name"), ("username", "username"), ("email", "email"), ("avatarURL", "avatar"))}
-    if not all([user_info_holds(info, condition) for condition in row["email_if"]]):
+    if not all(user_info_holds(info, condition) for condition in row["email_if"]):
         user["email"] = ""
     if row["finish"]:
         row["finish"](user, call)
@@ -6161,11 +6161,11 @@ AUTH_SHAPE = {
     "passwordAuth": {"enabled": "bool", "identityFields": "texts"},
     "mfa": {"enabled": "bool", "duration": "int", "rule": "text"},
     "otp": {"enabled": "bool", "duration": "int", "length": "int", "emailTemplate": _TEMPLATE_SHAPE},
-    **{kind: _TOKEN_SHAPE for kind in TOKEN_KINDS},
+    **dict.fromkeys(TOKEN_KINDS, _TOKEN_SHAPE),
     "verificationTemplate": _TEMPLATE_SHAPE, "resetPasswordTemplate": _TEMPLATE_SHAPE, "confirmEmailChangeTemplate": _TEMPLATE_SHAPE,
 }
 
-COLLECTION_SHAPE = {"id": "text", **{rule: "text?" for rule in RULES}, "name": "text", "type": "text", "fields": "any", "indexes": "texts",
+COLLECTION_SHAPE = {"id": "text", **dict.fromkeys(RULES, "text?"), "name": "text", "type": "text", "fields": "any", "indexes": "texts",
                     "created": "date", "updated": "date", "system": "bool"}
 
 _THANKS = "<p>\n  Thanks,<br/>\n  {APP_NAME} team\n</p>"
@@ -7853,7 +7853,7 @@ def parse_expand(text):
     tree = {}
     for path in text.replace(" ", "").split(","):
         node = tree
-        for segment in [s for s in path.strip(".").split(".")][:EXPAND_DEPTH]:
+        for segment in list(path.strip(".").split("."))[:EXPAND_DEPTH]:
             if segment:
                 node = node.setdefault(segment, {})
     return tree
@@ -8160,7 +8160,7 @@ def _check_reference(app, db, record):
 
 
 #: Checks of system collections beyond their fields'.
-RECORD_CHECKS = {name: _check_reference for name in ("_mfas", "_otps", "_externalAuths", "_authOrigins")}
+RECORD_CHECKS = dict.fromkeys(("_mfas", "_otps", "_externalAuths", "_authOrigins"), _check_reference)
 
 
 # ---- the save pipeline
@@ -11001,7 +11001,7 @@ def _http_time(text):
     """Seconds of an HTTP date in its three spellings (RFC 9110 5.6.7), None for anything else."""
     for form in ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y"):
         try:
-            return datetime.datetime.strptime(text, form).replace(tzinfo=datetime.timezone.utc).timestamp()
+            return datetime.datetime.strptime(text, form).replace(tzinfo=datetime.UTC).timestamp()
         except ValueError:
             continue
     return None
@@ -11276,6 +11276,10 @@ class Call:
                     continue
                 self._headers.setdefault(name.replace("-", "_"), value)
         return self._headers
+
+    def fire(self, name, work, **attributes):
+        """Runs `work(event)` inside the listeners of a request event; returns its result."""
+        return self.app.events.fire((name,), work, app=self.app, call=self, **attributes)
 
     def info(self, body=None):
         return RequestInfo(context=self.context, method=self.method, headers=self.headers, query={k: v[0] for k, v in self.query.items()},
@@ -11987,7 +11991,7 @@ def run_batch(call):
     try:
         with gevent.Timeout(settings["timeout"] if settings["timeout"] > 0 else 3, QueryTimeout):
             batch.prepare()
-            call.app.events.fire(("batch_request",), lambda event: call.app.transaction(batch.run), app=call.app, call=call, batch=batch)
+            call.fire("batch_request", lambda event: call.app.transaction(batch.run), batch=batch)
     except QueryTimeout:
         batch.discard()
         raise bad_request("Batch transaction failed.") from None
@@ -12209,7 +12213,7 @@ def _save_collection(call, data, id):
             tx.after_commit(_rename_rate_limits, app, old.name, collection.name)
         return collection
     try:
-        saved = app.events.fire((f"collection_{verb}_request",), lambda e: app.schema_transaction(work), app=app, call=call, collection=id and app.schema.find_exact(id))
+        saved = call.fire(f"collection_{verb}_request", lambda e: app.schema_transaction(work), collection=id and app.schema.find_exact(id))
     except PlainError as error:
         raise bad_request(f"{failed} Raw error: \n{error}.", raw=str(error)) from None
     except sqlite3.Error as error:
@@ -12245,7 +12249,7 @@ def remove_collection(call, name):
         app.adopt_schema(tx, schema)
         if collection.file_fields:
             tx.after_commit(app.file_threads.spawn, app.storage.delete_prefix, collection.id + "/")
-    app.events.fire(("collection_delete_request",), lambda e: app.schema_transaction(work), app=app, call=call, collection=collection)
+    call.fire("collection_delete_request", lambda e: app.schema_transaction(work), collection=collection)
 
 
 @route("DELETE", "/api/collections/<name>/truncate")
@@ -12358,7 +12362,7 @@ def update_settings(call):
     errors = check_settings(settings)
     if errors:
         raise bad_request("An error occurred while saving the new settings.", errors)
-    app.events.fire(("settings_update_request",), lambda e: app.save_settings(settings), app=app, call=call, old_settings=app.settings, new_settings=settings)
+    call.fire("settings_update_request", lambda e: app.save_settings(settings), old_settings=app.settings, new_settings=settings)
     return redacted_settings(app.settings)
 
 
@@ -12468,15 +12472,14 @@ def auth_with_password(call, name):
         if not check_password(app, collection, record, form["password"]):
             raise bad_request("Failed to authenticate.")
         return finish_sign_in(call, info, SignIn(record, "password", call.ip, call.request.header("user-agent"), call.param("mfaId") or form["mfaId"]))
-    return app.events.fire(("record_auth_with_password_request",), work, app=app, call=call, collection=collection)
+    return call.fire("record_auth_with_password_request", work, collection=collection)
 
 
 def finish_sign_in(call, info, sign_in):
     """Admission, second factor and origin, then the answer with a fresh token."""
     app, record = call.app, sign_in.record
     complete_sign_in(app, info, sign_in)
-    return app.events.fire(("record_auth_request",), lambda e: auth_answer(call, info, record, new_token(record, "auth", refreshable=True), sign_in.meta),
-                           app=app, call=call, collection=record.collection, record=record, auth_method=sign_in.method)
+    return call.fire("record_auth_request", lambda e: auth_answer(call, info, record, new_token(record, "auth", refreshable=True), sign_in.meta), collection=record.collection, record=record, auth_method=sign_in.method)
 
 
 def _same_collection_auth(call, name):
@@ -12569,7 +12572,7 @@ def request_verification(call, name):
         record = find_by_unique(app.store, collection, "email", email)
         if record is not None:
             send_verification(app, record)
-    app.events.fire(("record_request_verification_request",), lambda e: spawn_logged(work), app=app, call=call, collection=collection)
+    call.fire("record_request_verification_request", lambda e: spawn_logged(work), collection=collection)
 
 
 def spawn_logged(work):
@@ -12591,8 +12594,7 @@ def confirm_verification_request(call, name):
     form = read_form(call, {"token": "text"})
     check_form(form, {"token": (required,)})
     try:
-        app.events.fire(("record_confirm_verification_request",), lambda e: app.transaction(lambda tx: confirm_verification(app, tx, collection, form["token"])),
-                        app=app, call=call, collection=collection)
+        call.fire("record_confirm_verification_request", lambda e: app.transaction(lambda tx: confirm_verification(app, tx, collection, form["token"])), collection=collection)
     except FieldError as error:
         raise _invalid_token(error) from None
 
@@ -12609,7 +12611,7 @@ def request_password_reset(call, name):
         record = find_by_unique(app.store, collection, "email", email)
         if record is not None:
             send_password_reset(app, record)
-    app.events.fire(("record_request_password_reset_request",), lambda e: spawn_logged(work), app=app, call=call, collection=collection)
+    call.fire("record_request_password_reset_request", lambda e: spawn_logged(work), collection=collection)
 
 
 @route("POST", "/api/collections/<name>/confirm-password-reset", "confirmPasswordReset")
@@ -12633,7 +12635,7 @@ def confirm_password_reset(call, name):
         save_record(app, tx, record)
         app.recent_mails.forget("reset", record)
     try:
-        app.events.fire(("record_confirm_password_reset_request",), lambda e: app.transaction(work), app=app, call=call, collection=collection)
+        call.fire("record_confirm_password_reset_request", lambda e: app.transaction(work), collection=collection)
     except FieldError as gone:
         raise _invalid_token(gone) from None
     except ApiError as error:
@@ -12657,7 +12659,7 @@ def request_email_change(call, name):
             send_mail(app.settings, record_mail(app, call.auth, "email-change", to=form["newEmail"], TOKEN=token))
         except (MailError, OSError) as error:
             raise bad_request("Failed to request email change.", raw=str(error)) from None
-    app.events.fire(("record_request_email_change_request",), work, app=app, call=call, collection=collection)
+    call.fire("record_request_email_change_request", work, collection=collection)
 
 
 @route("POST", "/api/collections/<name>/confirm-email-change", "confirmEmailChange")
@@ -12680,7 +12682,7 @@ def confirm_email_change(call, name):
         fresh["email"], fresh["verified"] = claims["newEmail"], True
         save_record(app, tx, fresh)
     try:
-        app.events.fire(("record_confirm_email_change_request",), lambda e: app.transaction(work), app=app, call=call, collection=collection)
+        call.fire("record_confirm_email_change_request", lambda e: app.transaction(work), collection=collection)
     except FieldError as gone:
         raise _invalid_token(gone) from None
     except ApiError as error:
@@ -12707,7 +12709,7 @@ def request_one_time_password(call, name):
             hash_password(app, random_text(8, "0123456789"), 8)         # as long as a known address takes
             return {"otpId": random_id()}
         return {"otpId": request_otp(app, record)}
-    return app.events.fire(("record_request_otp_request",), work, app=app, call=call, collection=collection)
+    return call.fire("record_request_otp_request", work, collection=collection)
 
 
 @route("POST", "/api/collections/<name>/auth-with-otp", "authWithOTP", "auth")
@@ -12723,7 +12725,7 @@ def auth_with_otp(call, name):
     def work(event):
         record = use_otp(app, collection, form["otpId"], form["password"], call.ip)
         return finish_sign_in(call, info, SignIn(record, "otp", call.ip, call.request.header("user-agent"), call.param("mfaId") or form["mfaId"]))
-    return app.events.fire(("record_auth_with_otp_request",), work, app=app, call=call, collection=collection)
+    return call.fire("record_auth_with_otp_request", work, collection=collection)
 
 
 # ---- OAuth2
@@ -12754,7 +12756,7 @@ def auth_with_oauth2(call, name):
         record, is_new = sign_in_account(call, collection, form["provider"], user, form["createData"])
         meta = {**user, "avatarUrl": user["avatarURL"], "isNew": is_new}
         return finish_sign_in(call, info, SignIn(record, "oauth2", call.ip, call.request.header("user-agent"), call.param("mfaId") or form["mfaId"], meta))
-    return app.events.fire(("record_auth_with_oauth2_request",), work, app=app, call=call, collection=collection, user=user)
+    return call.fire("record_auth_with_oauth2_request", work, collection=collection, user=user)
 
 
 def sign_in_account(call, collection, provider, user, create_data):
@@ -13088,12 +13090,12 @@ def serve(options, domains):
     raise_fd_limit()
     app = open_app(options)
     start_services(app)
-    boundary = Boundary(app, options["origins"], options["publicDir"], options["indexFallback"])
-    servers = start_servers(options, domains, boundary)
-    print_banner(servers[0][0], options, app)
     stop = gevent.event.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(signal_number, stop.set)
+    boundary = Boundary(app, options["origins"], options["publicDir"], options["indexFallback"])
+    servers = start_servers(options, domains, boundary)
+    print_banner(servers[0][0], options, app)
     background = [gevent.spawn(look_around_forever, app), gevent.spawn(app.cron.run_forever)]
     app.events.fire(("serve",), no_work, app=app)
     stop.wait()
@@ -13181,7 +13183,12 @@ def print_banner(base, options, app):
     link = installer_link(app, base)
     if link:
         print(f"\n(!) Launch the URL below in the browser if it hasn't been open already to create your first superuser account:\n{link}\n"
-              f"(you can also create your first superuser by running: {sys.argv[0]} superuser upsert EMAIL PASS)\n", flush=True)
+              f"(you can also create your first superuser by running: {program_name()} superuser upsert EMAIL PASS)\n", flush=True)
+
+
+def program_name():
+    """How to call this program again: the executable, or python and the script."""
+    return f"{sys.executable} {sys.argv[0]}" if sys.argv[0].endswith(".py") else sys.argv[0]
 
 
 def installer_link(app, base):

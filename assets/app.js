@@ -3,9 +3,9 @@
 
 // ---- Session: a superuser's token, until the tab closes
 
-const API = new URL("../api/", document.baseURI);    // relative, so that the page also works below a sub-path
+const API = new URL("../api/", document.baseURI);    // relative: the page may lie below a sub-path
 const TOKEN_KEY = "superuser-token " + API.pathname;
-const session = { token: sessionStorage.getItem(TOKEN_KEY), email: "" };    // the e-mail comes from the server, and with it the certainty
+const session = { token: sessionStorage.getItem(TOKEN_KEY), email: "" };    // no e-mail: not yet checked
 
 function beginSession({ token, record }) {
   Object.assign(session, { token, email: record.email });
@@ -39,7 +39,7 @@ class Failure extends Error {
   }
 }
 
-/** The JSON of an answer, null if it has none. Throws a Failure, or an AbortError when `signal` said so. */
+/** The JSON of an answer, if it has any. Throws a Failure, or an AbortError when `signal` said so. */
 async function ask(method, path, { body, token, signal } = {}) {
   const headers = { ...(token && { Authorization: token }), ...(body && { "Content-Type": "application/json" }) };
   let answer, text, data = null;
@@ -65,7 +65,7 @@ async function askAsSuperuser(method, path, signal) {
   } catch (error) {
     if (![401, 403].includes(error.status)) throw error;
     if (token === session.token) endSession(`Your session has ended. ${error.message} Please log in again.`);
-    throw new DOMException("The session has ended.", "AbortError");
+    throw new DOMException("", "AbortError");
   }
 }
 
@@ -76,14 +76,14 @@ const recordsPath = (collection, id) => `collections/${encodeURIComponent(collec
 
 const $ = (id) => document.getElementById(id);
 
-/** h("a", {href: "#/", onclick: go}, "text", child): functions become listeners; null and false are left out. */
+/** h("a", {href: "#/", onclick: go}, "text", child): what is null, false or empty is left out. */
 function h(tag, attributes, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
     if (typeof value === "function") element[name] = value;
     else if (value != null && value !== false) element.setAttribute(name, value);
   }
-  element.append(...children.flat().filter((child) => child != null));
+  element.append(...children.flat().filter(Boolean));
   return element;
 }
 
@@ -101,15 +101,15 @@ function fillPage(content) {
 /** Shows one card, and moves the focus to its first input, else to its title. */
 function showCard(title, ...children) {
   setTitle(title);
-  fillPage(h("main", { class: "card" }, h("h1", { tabindex: -1 }, title), children.map((child) => (child?.nodeType ? child : child && h("p", null, child)))));
+  fillPage(h("main", { class: "card" }, h("h1", { tabindex: -1 }, title), children));
   (document.querySelector(".card input") || document.querySelector("h1")).focus();
 }
 
-/** A form of labelled inputs. `send(values)` may throw a Failure, shown in words: those of `explain(failure)` if it has any. */
+/** A form. A Failure of `send(values)` is shown in words, those of `explain(failure)` if it has any. */
 function makeForm(inputs, button, send, explain = () => "") {
   const problem = h("div", { role: "alert" });
   const form = h("form", null, inputs.map(([name, label, type, autocomplete]) =>
-    h("label", null, label, h("input", { name, type, autocomplete, required: "", spellcheck: "false", autocapitalize: "none" }))), problem, h("button", null, button));
+    h("label", null, label, h("input", { name, type, autocomplete, required: "", autocapitalize: "none" }))), problem, h("button", null, button));
   const find = (name) => form.elements.namedItem(name);
   form.onsubmit = async (event) => {
     event.preventDefault();
@@ -121,10 +121,11 @@ function makeForm(inputs, button, send, explain = () => "") {
       await send(Object.fromEntries(new FormData(form)));
     } catch (failure) {
       if (failure.status == null) throw failure;
-      const wrong = failure.fields.filter(([name]) => find(name));
       say(problem, explain(failure) || failure.message, ...failure.fields.map(([name, { message }]) => `${find(name)?.labels[0].firstChild.data || name}: ${message}`));
-      wrong.forEach(([name]) => find(name).setAttribute("aria-invalid", "true"));
-      if (wrong[0]) find(wrong[0][0]).focus();
+      for (const [name] of failure.fields.reverse()) {
+        find(name)?.setAttribute("aria-invalid", "true");
+        find(name)?.focus();
+      }
     }
     form.ariaBusy = "false";
   };
@@ -134,7 +135,7 @@ function makeForm(inputs, button, send, explain = () => "") {
 // ---- Log in
 
 const ONLY_SHOWS = "This page only shows data. To create, change or delete something, use the API for now.";
-const SECOND_FACTOR = "The password is right, but this account needs a second factor too, which this page cannot ask for yet. Log in through the API.";
+const SECOND_FACTOR = "The password is right, but this account also needs a second factor, which this page cannot ask for yet. Log in through the API.";
 
 const logIn = async (identity, password) => beginSession(await ask("POST", "collections/_superusers/auth-with-password", { body: { identity, password } }));
 
@@ -151,7 +152,7 @@ function showLogin(notice) {
 
 const NEW_PASSWORD = [["password", "New password", "password", "new-password"], ["passwordConfirm", "New password again", "password", "new-password"]];
 const NO_LINK = "This link is no longer valid";
-const NEW_INSTALLER = "It works for 30 minutes, while there is no superuser. For a new one start the server again, or run its command: superuser upsert EMAIL PASSWORD";
+const NEW_INSTALLER = "It works for 30 minutes, while there is no superuser. Restart the server for a new one, or run: superuser upsert EMAIL PASSWORD";
 const CLOSE = "You can close this window and go back to the app.";
 
 function showInstaller(token) {
@@ -164,11 +165,11 @@ function showInstaller(token) {
   showCard("Create the first superuser", "A superuser may see and change everything on this server.", form);
 }
 
-/** Action of the API: title, text, inputs, button, and what it says when it is done. Without inputs it is done at once. */
+/** Action of the API: title, text, inputs, button, and the title when it is done: at once if there are no inputs. */
 const MAIL_LINKS = {
   "confirm-verification": ["Verify your e-mail address", ({ email }) => email, [], "Verify", "Your e-mail address is verified"],
   "confirm-password-reset": ["Choose a new password", ({ email }) => email && `For the account ${email}.`, NEW_PASSWORD, "Set password", "Your password is changed"],
-  "confirm-email-change": ["Confirm your new e-mail address", ({ newEmail }) => newEmail && `To use ${newEmail} from now on, enter the password of your account.`,
+  "confirm-email-change": ["Confirm your new e-mail address", ({ newEmail }) => newEmail && `Enter the password of your account to use ${newEmail} from now on.`,
     [["password", "Password", "password", "current-password"]], "Confirm", "Your e-mail address is changed"],
 };
 
@@ -201,7 +202,7 @@ async function showCollections() {
     showRecords();
   } catch (error) {
     if (error.name === "AbortError") return;
-    showCard("The collections cannot be shown", h("p", { role: "alert" }, error.message), h("button", { onclick: route }, "Try again"));
+    showCard("Something is wrong", h("p", { role: "alert" }, error.message), h("button", { onclick: route }, "Try again"));
   }
 }
 
@@ -216,22 +217,21 @@ function buildShell(collections) {
     history.replaceState(null, "", "#/");
     endSession("You are logged out.");
   };
-  $("menu").onclick = () => openMenu($("menu").ariaExpanded !== "true");
+  $("menu").onclick = () => openMenu();
   $("filter").onsubmit = $("filter").onreset = applyFilter;
   $("close").onclick = closeRecord;
   root.onkeydown = (event) => {
     if (event.key === "Escape" && view().record) closeRecord();
   };
-  const link = ({ id, name, type }) => h("li", null,
-    h("a", { href: address({ collection: name }, {}), "data-id": id, onclick: () => openMenu(false) }, h("span", null, name), h("span", { class: "soft" }, type)));
-  for (const [title, members] of [["Collections", collections.filter((each) => !each.system)], ["System", collections.filter((each) => each.system)]]) {
-    if (members.length) $("collections").append(h("h2", null, title), h("ul", null, members.map(link)));
+  const link = ({ id, name, type }) =>
+    h("li", null, h("a", { href: address({ collection: name }, {}), "data-id": id, onclick: () => openMenu(false) }, name, h("span", { class: "soft" }, type)));
+  for (const [title, system] of [["Collections", false], ["System", true]]) {
+    $("collections").append(h("h2", null, title), h("ul", null, collections.filter((each) => each.system === system).map(link)));
   }
 }
 
 function openMenu(open) {
-  $("menu").ariaExpanded = open;
-  shell.root.classList.toggle("menu-open", open);
+  $("menu").ariaExpanded = shell.root.classList.toggle("menu-open", open);
 }
 
 // ---- Records
@@ -239,7 +239,7 @@ function openMenu(open) {
 const PER_PAGE = 50;
 const LONGEST_CELL = 200;    // characters in the table; the panel shows all
 
-/** Brings the page to what the address says; asks the server only for what is new. */
+/** Shows what the address says; asks the server only for what is new. */
 function showRecords() {
   const place = view();
   const { collections } = shell;
@@ -269,7 +269,7 @@ function markRow() {
   for (const row of $("table").querySelectorAll("tbody tr")) row.classList.toggle("chosen", row.dataset.id === view().record);
 }
 
-/** A signal for a new load of that name, which takes the place of one under way. */
+/** The signal of a new load, which ends the one under way. */
 function newLoad(name) {
   shell.loads[name]?.abort();
   shell.loads[name] = new AbortController();
@@ -307,30 +307,26 @@ function fillTable({ fields, type }, items, sort) {
 
 /** The button of a column turns to ascending, descending, and back to newest first. */
 function columnHead({ name, type }, sort) {
-  const [state, mark, next] = sort === name ? ["ascending", " ↑", "-" + name] : sort === "-" + name ? ["descending", " ↓", ""] : [null, "", name];
+  const next = { [name]: "-" + name, ["-" + name]: "" }[sort] ?? name;
+  const state = next === name ? null : next ? "ascending" : "descending";
   return h("th", { scope: "col", "aria-sort": state, class: type === "number" && "number" },
-    h("button", { "data-key": "column " + name, onclick: () => go({ sort: next, page: 1 }) }, name, h("span", { "aria-hidden": "true" }, mark)));
+    h("button", { "data-key": "column " + name, onclick: () => go({ sort: next, page: 1 }) }, name, state && h("span", { "aria-hidden": "true" }, next ? " ↑" : " ↓")));
 }
 
 function cell({ name, type }, record) {
-  const text = textOf(record[name], type).slice(0, LONGEST_CELL);
+  const value = record[name];
+  const text = (["json", "geoPoint"].includes(type) && JSON.stringify(value) || String(value ?? "")).slice(0, LONGEST_CELL);
   return h("td", { class: type === "number" && "number" }, name === "id" ? h("a", { href: address({ record: text }), "data-key": "row " + text }, text) : text);
 }
 
-function textOf(value, type) {
-  if (value == null) return "";
-  if (Array.isArray(value) && type !== "json") return value.join(", ");
-  return typeof value === "object" || type === "json" ? JSON.stringify(value) : String(value);
-}
-
-/** A click anywhere on a row opens its record, unless it follows the link or ends a selection of text. */
+/** A click anywhere on a row opens its record, but for one that ends a selection of text. */
 function openRow(event) {
   if (!event.target.closest("a") && getSelection().isCollapsed) go({ record: event.currentTarget.dataset.id });
 }
 
 function fillPages({ page, items, totalItems, totalPages }, filter) {
   const before = (page - 1) * PER_PAGE;
-  const none = page > 1 ? "There are no records on this page." : filter ? "No record matches the filter." : "This collection has no records.";
+  const none = filter ? "No record here matches the filter." : "There are no records here.";
   $("count").textContent = items.length ? `${before + 1} to ${before + items.length} of ${totalItems}` : none;
   for (const [id, to, possible] of [["before", Math.min(page - 1, totalPages), page > 1], ["after", page + 1, page < totalPages]]) {
     $(id).hidden = page === 1 && totalPages <= 1;
@@ -354,7 +350,6 @@ async function loadRecord(collection, id) {
   const before = $("record").hidden ? "" : $("record").dataset.id;
   $("record").hidden = !id;
   $("record").dataset.id = id;
-  shell.root.classList.toggle("with-record", id);
   if (!id) return before && ($("table").querySelector(`[data-key="row ${CSS.escape(before)}"]`) || $("heading")).focus();
   say($("record-problem"));
   $("record-title").textContent = `Record ${id}`;
@@ -365,7 +360,7 @@ async function loadRecord(collection, id) {
   } catch (error) {
     if (error.name === "AbortError") return;
     $("json").textContent = "";
-    say($("record-problem"), error.status === 404 ? "There is no such record." : error.message);
+    say($("record-problem"), error.message);
   }
 }
 
@@ -376,14 +371,12 @@ const closeRecord = () => go({ record: "" });
 /** What the address asks for: #/collections?collection=posts&filter=...&sort=-title&page=2&record=ID */
 function view() {
   const query = new URLSearchParams(/^#\/collections\?(.*)/.exec(location.hash)?.[1]);
-  const place = Object.fromEntries(["collection", "filter", "sort", "record"].map((name) => [name, query.get(name) || ""]));
-  return { ...place, page: Math.max(1, parseInt(query.get("page")) || 1) };
+  return { collection: "", filter: "", sort: "", record: "", ...Object.fromEntries(query), page: Math.max(1, parseInt(query.get("page")) || 1) };
 }
 
 /** The address of this view with some parts changed. */
 function address(change, from = view()) {
-  const parts = Object.entries({ ...from, ...change }).filter(([name, value]) => value && !(name === "page" && value === 1));
-  return "#/collections?" + new URLSearchParams(parts);
+  return "#/collections?" + new URLSearchParams(Object.entries({ ...from, ...change }).filter(([name, value]) => value && (name !== "page" || value > 1)));
 }
 
 const go = (change) => { location.hash = address(change); };
