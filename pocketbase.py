@@ -57,6 +57,7 @@ import decimal
 import errno
 import fcntl
 import functools
+import gzip
 import hashlib
 import hmac
 import html
@@ -1639,7 +1640,7 @@ def check_form(form, table, message="An error occurred while validating the subm
 READ_BUDGET = 0.003         # seconds a statement may hold the hub before it moves to a thread
 PROGRESS_STEPS = 2000       # VM steps between two looks at the clock: 20-40 us of SQLite work
 SLOW_REPEATS = 64           # times a statement that ran over budget goes straight to a thread before it is tried inline again
-WRITE_SLICE = 0.004         # seconds of jobs after which the writer lets the hub breathe
+WRITE_SLICE = 0.004         # seconds of writing after which the hub may breathe
 BATCH_JOBS = 256            # jobs that share one COMMIT at most: bounds the wait of the first
 CHECKPOINT_PAGES = 2000     # WAL pages (8 MB) after which a checkpoint is worth a thread
 BUSY_WAITS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1, 2, 4)   # seconds between tries while another process writes
@@ -1782,6 +1783,7 @@ class Store:
         self._jobs = collections.deque()
         self._greenlet = self._idle_waiter = None
         self._writing = False               # a job or commit of the writer is under way
+        self._slice_end = 0.0               # when the writer lets the hub breathe next
         self._totals = {}
         self._seen = self._data_version()
         self.closed = False
@@ -1933,16 +1935,14 @@ class Store:
         self._notice_foreign_change()
 
     def _run_jobs(self, batch):
-        slice_end = perf_counter() + WRITE_SLICE
+        self._slice_end = perf_counter() + WRITE_SLICE
         while self._jobs and len(batch) < BATCH_JOBS and not (batch and self._jobs[0].alone):
             job = self._jobs.popleft()
             batch.append(job)
             self._run_job(job)
             if job.alone:
                 return
-            if perf_counter() > slice_end:
-                gevent.sleep(0)
-                slice_end = perf_counter() + WRITE_SLICE
+            self._breathe()
 
     def _run_job(self, job):
         db = self._writer
@@ -1999,7 +1999,14 @@ class Store:
         return in_thread(self._threads, _fetch_all, db, sql, params)
 
     def writer_write(self, sql, params):
+        self._breathe()
         return self._writer.execute(sql, params).rowcount
+
+    def _breathe(self):
+        """Inside a long job (a cascade, an import): lets the hub serve reads now and then. The writer stays the job's own."""
+        if perf_counter() > self._slice_end:
+            gevent.sleep(0)
+            self._slice_end = perf_counter() + WRITE_SLICE
 
     def writer_heavy(self, sql, params):
         return in_thread(self._threads, _run_statement, self._writer, sql, params)
@@ -10520,8 +10527,8 @@ class Connection:
     def _tail(self, version, keep, framing):
         """The end of a head: framing, date and what becomes of the connection."""
         if not keep:
-            return framing + self.server.date_line + (b"Connection: close\r\n\r\n" if version == "1.1" else b"\r\n")
-        return framing + self.server.date_line + (b"\r\n" if version == "1.1" else b"Connection: keep-alive\r\n\r\n")
+            return self.server.date_line + framing + (b"Connection: close\r\n\r\n" if version == "1.1" else b"\r\n")
+        return self.server.date_line + framing + (b"\r\n" if version == "1.1" else b"Connection: keep-alive\r\n\r\n")
 
     def _send_bytes(self, request, start, status, body, keep):
         if status == 204 or status == 304:
@@ -11221,8 +11228,8 @@ BATCH_BODY_LIMIT = 128 << 20
 TRUE_TEXTS = ("1", "t", "T", "TRUE", "true", "True")
 FALSE_TEXTS = ("0", "f", "F", "FALSE", "false", "False")
 
-SECURITY_HEADERS = (("Cross-Origin-Opener-Policy", "same-origin"), ("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "SAMEORIGIN"),
-                    ("X-Xss-Protection", "1; mode=block"), ("Vary", "Origin"))
+SECURITY_HEADERS = (("Cross-Origin-Opener-Policy", "same-origin"), ("Vary", "Origin"), ("X-Content-Type-Options", "nosniff"),
+                    ("X-Frame-Options", "SAMEORIGIN"), ("X-Xss-Protection", "1; mode=block"))
 JSON_HEADERS = (("Content-Type", "application/json"), *SECURITY_HEADERS)
 NEEDS_AUTH = "The request requires valid record authorization token."
 WRONG_AUTH = "The authorized record is not allowed to perform this action."
@@ -13009,11 +13016,36 @@ def show_asset(call, path):
     return serve_asset(call, path)
 
 
+@route("GET", "/_/extensions.js")
+def show_extensions(call):
+    """GET /_/extensions.js"""
+    return dashboard_response(call, Response(200, (*SECURITY_HEADERS, ("Content-Type", "text/javascript")), b""), "extensions.js")
+
+
 def serve_asset(call, path):
-    headers = (*SECURITY_HEADERS, ("Content-Security-Policy", DASHBOARD_CSP))
+    try:
+        response = serve_static(call.request, assets_directory(), "/" + path, False, SECURITY_HEADERS)
+    except ApiError as error:
+        response = error_response(error)
+    return dashboard_response(call, response, path)
+
+
+def dashboard_response(call, response, path):
+    """Adds what every answer under /_/ carries; compresses it for who can read that."""
+    headers = [*response.headers, ("Content-Security-Policy", DASHBOARD_CSP), ("Vary", "Accept-Encoding")]
     if path and not call.app.dev:
-        headers = (*headers, ("Cache-Control", "max-age=1209600, stale-while-revalidate=86400"))
-    return serve_static(call.request, assets_directory(), "/" + path, False, headers)
+        headers.append(("Cache-Control", "max-age=1209600, stale-while-revalidate=86400"))
+    if "gzip" in call.request.header("accept-encoding") and response.status == 200 and type(response.body) is bytes and response.body:
+        response.body = compressed(response.body)
+        headers.append(("Content-Encoding", "gzip"))
+    response.headers = tuple(headers)
+    return response
+
+
+@functools.lru_cache(maxsize=64)
+def compressed(data):
+    """An asset's gzip form; kept, since assets never change while the program runs."""
+    return gzip.compress(data, 6)
 
 
 # ============================================================================

@@ -88,7 +88,6 @@ function h(tag, attributes, ...children) {
 }
 
 const say = (box, ...lines) => box.replaceChildren(...lines.map((line) => h("p", null, line)));
-const setTitle = (title) => { document.title = `${title} - ${location.host}`; };
 
 /** Puts the card or the shell in place of the one before, whose loads end. */
 function fillPage(content) {
@@ -100,7 +99,7 @@ function fillPage(content) {
 
 /** Shows one card, and moves the focus to its first input, else to its title. */
 function showCard(title, ...children) {
-  setTitle(title);
+  document.title = title;
   fillPage(h("main", { class: "card" }, h("h1", { tabindex: -1 }, title), children));
   (document.querySelector(".card input") || document.querySelector("h1")).focus();
 }
@@ -134,14 +133,14 @@ function makeForm(inputs, button, send, explain = () => "") {
 
 // ---- Log in
 
+const PASSWORD = ["password", "Password", "password", "current-password"];
 const ONLY_SHOWS = "This page only shows data. To create, change or delete something, use the API for now.";
-const SECOND_FACTOR = "The password is right, but this account also needs a second factor, which this page cannot ask for yet. Log in through the API.";
+const SECOND_FACTOR = "The password is right, but this account also needs a second factor, which this page cannot ask for yet. Use the API.";
 
 const logIn = async (identity, password) => beginSession(await ask("POST", "collections/_superusers/auth-with-password", { body: { identity, password } }));
 
 function showLogin(notice) {
-  const inputs = [["identity", "E-mail", "text", "username"], ["password", "Password", "password", "current-password"]];
-  const form = makeForm(inputs, "Log in", async ({ identity, password }) => {
+  const form = makeForm([["identity", "E-mail", "text", "username"], PASSWORD], "Log in", async ({ identity, password }) => {
     await logIn(identity, password);
     route();
   }, (failure) => failure.mfaId && SECOND_FACTOR);
@@ -170,7 +169,7 @@ const MAIL_LINKS = {
   "confirm-verification": ["Verify your e-mail address", ({ email }) => email, [], "Verify", "Your e-mail address is verified"],
   "confirm-password-reset": ["Choose a new password", ({ email }) => email && `For the account ${email}.`, NEW_PASSWORD, "Set password", "Your password is changed"],
   "confirm-email-change": ["Confirm your new e-mail address", ({ newEmail }) => newEmail && `Enter the password of your account to use ${newEmail} from now on.`,
-    [["password", "Password", "password", "current-password"]], "Confirm", "Your e-mail address is changed"],
+    [PASSWORD], "Confirm", "Your e-mail address is changed"],
 };
 
 function showMailLink(action, token) {
@@ -252,7 +251,7 @@ function showRecords() {
   if (!collection) return showCard(`There is no collection ${place.collection}`, h("a", { href: "#/" }, "All collections"));
   if (shell.collection !== collection) {
     shell.collection = collection;
-    setTitle(collection.name);
+    document.title = `${collection.name} - ${location.host}`;
     $("heading").replaceChildren(collection.name, " ", h("span", { class: "soft" }, collection.type));
     $("heading").focus();
     for (const link of $("collections").querySelectorAll("a")) link.ariaCurrent = link.dataset.id === collection.id ? "page" : null;

@@ -803,7 +803,7 @@ def test_time_cap_covers_dripping_headers_and_the_retry_under_gevent():
 def test_https_is_verified_for_the_name_though_the_address_is_pinned(web, public, monkeypatch, tmp_path):
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.timezone.utc)
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
     made = (x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1).not_valid_before(now)
             .not_valid_after(now + datetime.timedelta(days=1)).add_extension(x509.SubjectAlternativeName([x509.DNSName("good.test")]), False)
