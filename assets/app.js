@@ -89,7 +89,7 @@ function h(tag, attributes, ...children) {
 
 const say = (box, ...lines) => box.replaceChildren(...lines.map((line) => h("p", null, line)));
 
-/** Puts the card or the shell in place of the one before, whose loads end. */
+/** Replaces the card or the shell, and ends its loads. */
 function fillPage(content) {
   Object.values(shell?.loads || {}).forEach((load) => load.abort());
   shell = null;
@@ -108,7 +108,7 @@ function showCard(title, ...children) {
 function makeForm(inputs, button, send, explain = () => "") {
   const problem = h("div", { role: "alert" });
   const form = h("form", null, inputs.map(([name, label, type, autocomplete]) =>
-    h("label", null, label, h("input", { name, type, autocomplete, required: "", autocapitalize: "none" }))), problem, h("button", null, button));
+    h("label", null, label, h("input", { name, type, autocomplete, required: "" }))), problem, h("button", null, button));
   const find = (name) => form.elements.namedItem(name);
   form.onsubmit = async (event) => {
     event.preventDefault();
