@@ -249,7 +249,7 @@ def _finite(number):
 
 
 def _stored_number(number):
-    """A SQLite number as the reference prints it where the type is unknown: Go's %g, exponent below -4 and from 6 on (1.2345675e+06)."""
+    """A SQLite number as PocketBase prints it where the type is unknown: Go's %g, exponent below -4 and from 6 on (1.2345675e+06)."""
     if type(number) is int:
         return str(number)
     if not math.isfinite(number):
@@ -292,7 +292,7 @@ def _tidy_number(number):
 
 # --- JSON ---------------------------------------------------------------------
 
-JSON_MAX_DEPTH = 500  # ours; the reference takes 10,000, more than Python's C stack allows on every version
+JSON_MAX_DEPTH = 500  # ours; PocketBase takes 10,000, more than Python's C stack allows on every version
 _INT_OVER = 16  # digits from which an integer may not fit a float64
 
 
@@ -616,7 +616,7 @@ def cast_bool(value):
 def cast_list(value):
     """Unique non-blank texts, order kept: of a list, of JSON array text, of one scalar.
 
-    Text that stops being an array of strings keeps the strings read so far and itself (as the reference's decoder does):
+    Text that stops being an array of strings keeps the strings read so far and itself (as PocketBase's decoder does):
     >>> cast_list('["a",1]')
     ['a', '["a",1]']"""
     if isinstance(value, str):
@@ -671,7 +671,7 @@ def _scan_text_item(text, at):
 def cast_json(value):
     """The JSON text to store, None for null. Text that is itself JSON is kept as typed; other text becomes a JSON string.
 
-    Text with a control character JSON cannot spell gives text that `is_json` refuses, as in the reference."""
+    Text with a control character JSON cannot spell gives text that `is_json` refuses, as in PocketBase."""
     if value is None:
         return None
     if not isinstance(value, str):
@@ -811,7 +811,7 @@ def _compact_token(match):
 
 
 def read_geo_point(value):
-    """A stored point; NULL, "" and null are 0,0. ValueError for what is no point (the reference fails the request)."""
+    """A stored point; NULL, "" and null are 0,0. ValueError for what is no point (PocketBase fails the request)."""
     text = read_text(value)
     if text.strip(_JSON_SPACE) in ("", "null"):
         return {"lon": 0, "lat": 0}
@@ -822,7 +822,7 @@ def read_geo_point(value):
 
 
 # --- E-mail, URL and domain ---------------------------------------------------
-# The patterns are those of the reference, put so that Python's backtracking matcher needs linear time on them.
+# The patterns are those of PocketBase, put so that Python's backtracking matcher needs linear time on them.
 
 _WIDE = "\u00a0-\ud7ff\uf900-\ufdcf\ufdf0-\uffef"
 _ATOM = rf"[a-zA-Z0-9!#$%&'*+\-/=?^_`{{|}}~{_WIDE}]+"
@@ -1475,7 +1475,7 @@ def required(value):
 
 
 def length(least, most):
-    """Bytes, as the reference counts them; blank values pass (`required` speaks for those)."""
+    """Bytes, as PocketBase counts them; blank values pass (`required` speaks for those)."""
     def check(value):
         size = len(value.encode()) if isinstance(value, str) else len(value)
         if not value or least <= size <= most:
@@ -1623,7 +1623,7 @@ def fit_object(shape, data, current=None, fold=False):
 
 
 def load_form(shape, data, message="An error occurred while loading the submitted data."):
-    """A request body as a form, or the 400 that the reference gives."""
+    """A request body as a form, or the 400 that PocketBase gives."""
     try:
         return fit_object(shape, {} if data is None else data, fold=True)
     except ShapeError as error:
@@ -2146,7 +2146,7 @@ def _run_statement(db, sql, params):
 
 
 def sqlite_message(error):
-    """SQLite's words as the reference prints them: `SQL logic error: no such column: x (1)`."""
+    """SQLite's words as PocketBase prints them: `SQL logic error: no such column: x (1)`."""
     code = getattr(error, "sqlite_errorcode", 1)
     family = {1: "SQL logic error", 5: "database is locked", 8: "attempt to write a readonly database", 13: "database or disk is full",
               19: "constraint failed", 20: "datatype mismatch", 25: "column index out of range"}.get(code & 0xFF, "SQL logic error")
@@ -2322,6 +2322,14 @@ def ip_listed(ip, entries):
     """Whether an address is one of, or inside one of, the listed addresses and subnets."""
     address = ipaddress.ip_address(ip)
     return any(address in ipaddress.ip_network(entry, strict=False) for entry in entries)
+
+
+def network_of(ip):
+    """What counts as one client: an IPv4 address (mapped into IPv6 or not), or the /64 of an IPv6 one, since a single host has a whole /64."""
+    if ":" not in ip:
+        return ip
+    address = ipaddress.ip_address(ip)
+    return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
 
 
 def redacted_settings(settings):
@@ -3278,7 +3286,7 @@ def _copy(source, target, size):
 
 
 def _sidecar_text(content_type, original_name, digest):
-    """One line, as gocloud's fileblob writes it; the cap on the name is the reference's."""
+    """One line, as gocloud's fileblob writes it; the cap on the name is PocketBase's."""
     name = original_name.encode("utf-8", "replace")[:_METADATA_NAME_BYTES].decode("utf-8", "ignore")
     attributes = {f"user.{key}": "" for key in ("cache_control", "content_disposition", "content_encoding", "content_language")}
     attributes["user.content_type"] = content_type
@@ -3304,7 +3312,7 @@ _INLINE_TYPES = frozenset(
     + [f"audio/{kind}" for kind in "basic aiff mpeg midi mp3 wave wav x-wav x-mpeg x-m4a aac".split()]
     + ["application/pdf", "application/x-pdf"]
 )
-# By extension, where content alone cannot tell (case-sensitive, as in the reference)
+# By extension, where content alone cannot tell (case-sensitive, as in PocketBase)
 _TYPES_BY_EXTENSION = {
     ".svg": "image/svg+xml",
     ".css": "text/css",
@@ -8329,7 +8337,7 @@ def hash_password(app, plain, cost=0):
 
 def password_matches(app, plain, hashed):
     """Whether a password is the hashed one; only its first 72 bytes count (bcrypt)."""
-    if not hashed or "\0" in plain:
+    if not hashed:
         return False
     try:
         return in_thread(app.hash_threads, bcrypt.checkpw, plain.encode()[:72], hashed.encode())
@@ -9293,22 +9301,25 @@ def _second_factor(app, info, sign_in):
     if not sign_in.mfa_id:
         session = app.transaction(lambda tx: save_system_record(app, tx, "_mfas", **refs, method=sign_in.method))
         raise MfaNeeded(session.id)
-    app.transaction(lambda tx: _use_mfa_session(app, tx, sign_in, mfa["duration"]))
+    refused = app.transaction(lambda tx: _use_mfa_session(app, tx, sign_in, mfa["duration"]))
+    if refused:
+        raise bad_request(refused)
 
 
 def _use_mfa_session(app, tx, sign_in, duration):
-    """Takes the session of the first factor away, so that it serves one sign-in only."""
+    """Takes the session of the first factor away, so that it serves one sign-in only; returns why it does not, or None."""
     session = find_record(tx, app.schema.find("_mfas"), sign_in.mfa_id)
     if session is None:
-        raise bad_request("Invalid or expired MFA session.")
+        return "Invalid or expired MFA session."
     if is_older(session["created"], duration):
-        tx.after_rollback(lambda: app.transaction(lambda tx: delete_record(app, tx, session)))
-        raise bad_request("Invalid or expired MFA session.")
+        delete_record(app, tx, session)
+        return "Invalid or expired MFA session."
     if (session["recordRef"], session["collectionRef"]) != (sign_in.record.id, sign_in.record.collection.id):
-        raise bad_request("Invalid MFA session.")
+        return "Invalid MFA session."
     if session["method"] == sign_in.method:
-        raise bad_request("A different authentication method is required.")
+        return "A different authentication method is required."
     delete_record(app, tx, session)
+    return None
 
 
 def save_system_record(app, tx, name, **values):
@@ -9337,13 +9348,15 @@ def _remember_origin(app, sign_in):
     match = next((origin for origin in known if origin["fingerprint"] == fingerprint), None)
     if match is None and known and record["email"] and not _send_alert(app, record, f"{now_text()} - {sign_in.ip} {agent}"):
         return
-    app.transaction(lambda tx: _save_origin(app, tx, known, match, fingerprint, refs))
+    app.transaction(lambda tx: _save_origin(app, tx, fingerprint, refs))
 
 
-def _save_origin(app, tx, known, match, fingerprint, refs):
+def _save_origin(app, tx, fingerprint, refs):
+    """Notes or renews an origin as things stand now: other sign-ins may have come in between."""
+    known = find_records(tx, app.schema.find("_authOrigins"), **refs)
+    match = next((origin for origin in known if origin["fingerprint"] == fingerprint), None)
     if match is not None:
-        fresh = find_record(tx, match.collection, match.id)
-        return save_record(app, tx, fresh) if fresh else None
+        return save_record(app, tx, match)
     for old in sorted(known, key=lambda origin: origin["created"])[:max(0, len(known) - ORIGINS_KEPT + 1)]:
         tx.write("DELETE FROM `_authOrigins` WHERE `id`=?", (old.id,))
     return save_system_record(app, tx, "_authOrigins", **refs, fingerprint=fingerprint)
@@ -9467,17 +9480,21 @@ INVALID_OTP = "Invalid or expired OTP"
 
 def request_otp(app, record):
     """Makes a one-time password and mails it in the background; returns its id. Over the cap it is the latest one's again."""
-    otp = record.collection.options["otp"]
-    rows = find_records(app.store, app.schema.find("_otps"), collectionRef=record.collection.id, recordRef=record.id)
-    live = [row for row in rows if not is_older(row["created"], otp["duration"])]
-    if len(live) >= OTP_LIVE and not app.dev:
-        return max(live, key=lambda row: row["created"]).id
-    code = random_text(otp["length"], "0123456789")
+    code = random_text(record.collection.options["otp"]["length"], "0123456789")
     hashed = hash_password(app, code, 8)
-    row = app.transaction(lambda tx: save_otp(app, tx, record, code, hashed))
-    mail = record_mail(app, record, "otp", OTP=code, OTP_ID=row.id)
-    app.outbox.post(app.settings, mail, on_sent=lambda: _note_otp_sent(app, row.id, record["email"]), on_failed=lambda error: _drop_otp(app, row.id))
-    return row.id
+    id, is_new = app.transaction(lambda tx: _save_or_reuse_otp(app, tx, record, code, hashed))
+    if is_new:
+        mail = record_mail(app, record, "otp", OTP=code, OTP_ID=id)
+        app.outbox.post(app.settings, mail, on_sent=lambda: _note_otp_sent(app, id, record["email"]), on_failed=lambda error: _drop_otp(app, id))
+    return id
+
+
+def _save_or_reuse_otp(app, tx, record, code, hashed):
+    rows = find_records(tx, app.schema.find("_otps"), collectionRef=record.collection.id, recordRef=record.id)
+    live = [row for row in rows if not is_older(row["created"], record.collection.options["otp"]["duration"])]
+    if len(live) >= OTP_LIVE and not app.dev:
+        return max(live, key=lambda row: row["created"]).id, False
+    return save_otp(app, tx, record, code, hashed).id, True
 
 
 def save_otp(app, tx, record, code, hashed=""):
@@ -9516,7 +9533,7 @@ def use_otp(app, collection, id, password, ip):
     record = find_record(app.store, collection, row["recordRef"])
     if record is None:
         raise bad_request(INVALID_OTP)
-    if not app.otp_tries.allow((collection.id, record.id, ip), OTP_TRIES, OTP_WINDOW):
+    if not app.otp_tries.allow((collection.id, record.id, network_of(ip)), OTP_TRIES, OTP_WINDOW):
         raise ApiError(429, "Too many attempts, please try again later with a new OTP.")
     if not password_matches(app, password, row["password"]):
         raise bad_request(INVALID_OTP)
@@ -9618,7 +9635,7 @@ class Windows:
 
     def allow(self, key, most, seconds):
         """Counts one request; False when it is one too many."""
-        now = int(time.time())
+        now = int(time.monotonic())         # a clock that is set back must not lengthen a window
         window = self._counts.get(key)
         if window is None or now - window[0] >= seconds:
             if len(self._counts) >= self._kept:
@@ -9636,11 +9653,6 @@ class Windows:
 
     def clear(self):
         self._counts.clear()
-
-
-def network_of(ip):
-    """What counts as one client: an IPv4 address, or the /64 of an IPv6 one, since a single host has a whole /64."""
-    return ip if ":" not in ip else str(ipaddress.ip_network(ip + "/64", strict=False))
 
 
 class RateLimiter:
@@ -9673,7 +9685,9 @@ class RateLimiter:
     @staticmethod
     def _labels(call, tags, collection):
         labels = [f"{collection.name}:{tag}" for tag in tags] + [f"*:{tag}" for tag in tags] if collection else []
-        path = call.request.raw_path if call.request is not None else call.path
+        path = call.request.path if call.request is not None else call.path
+        if collection is not None and path.startswith("/api/collections/"):       # by whatever spelling or id the path names it
+            path = "/".join(("/api/collections", collection.name, *path.split("/")[4:]))
         return [*labels, f"{call.method} {path}", path]
 
     @staticmethod
@@ -9779,7 +9793,7 @@ def delete_expired(app, name, option):
 # next request, hold a greenlet for ever, or stall another client. A handler's failure ends its request, never the server.
 # May use Errors (chapter 2). Knows nothing of routes, records or settings: a handler maps a Request to a Response.
 # Measured (CPython 3.11, wrk -c32, 50 bytes of JSON, a browser's head): 8 µs of CPU a request, half of it the kernel's; 15 with heads
-# parsed each time, 11.5 with httptools (which is also not strict enough). Static file 23 µs, the reference 28.
+# parsed each time, 11.5 with httptools (which is also not strict enough). Static file 23 µs, PocketBase 28.
 
 
 
@@ -9794,7 +9808,7 @@ except ImportError:  # Windows has no descriptor limit to raise
 class Limits:
     """What one client may cost: sizes in bytes, times in seconds, rates in bytes a second."""
 
-    head_bytes: int = 1 << 20          # request line and header fields together, as the reference
+    head_bytes: int = 1 << 20          # request line and header fields together, as PocketBase
     head_fields: int = 500             # nobody sends more; each costs a tuple
     head_seconds: float = 60           # from its first byte to the empty line (slowloris)
     idle_seconds: float = 75           # keep-alive without a request
@@ -11274,12 +11288,12 @@ def _is_inside(file, full, root):
 # every client, so that its last one tells what it misses after a cut; a failure in
 # one delivery touches nobody else.
 #
-# Figures (CPython 3.11; the reference's in brackets): 6 µs of CPU a delivery (22-28); with 5,000 streams 13 KiB a client
+# Figures (CPython 3.11; PocketBase's in brackets): 6 µs of CPU a delivery (22-28); with 5,000 streams 13 KiB a client
 # (46, after events 69), and one event reaches all of them in 43 ms (100).
 
 CLIENT_ID_LENGTH = 40
 STREAM_IDLE_SECONDS = 300           # an event stream ends this long after its last message ...
-STREAM_LIFE_SECONDS = 1800          # ... and this long after its start even when busy, both as the reference's
+STREAM_LIFE_SECONDS = 1800          # ... and this long after its start even when busy, both as PocketBase's
 WEBSOCKET_PING_SECONDS = 60         # silence after which a WebSocket is pinged: keeps proxies from closing it, finds dead peers
 WEBSOCKET_MESSAGE_LIMIT = 64 << 10  # bytes of one message from a client
 TOPICS_LIMIT = 1000                 # a client
@@ -11409,7 +11423,7 @@ class Client:
     # what the two transports do differently
 
     def encode(self, message):
-        """The bytes of one message. The id is the client's, as the reference's; with the message's number for those that can resume."""
+        """The bytes of one message. The id is the client's, as PocketBase's; with the message's number for those that can resume."""
         head = self._head if self.history is None else b"%b.%d" % (self._head, message.number)
         if self._chunked:
             return b"%x\r\n%b%b\r\n" % (len(head) + len(message.tail), head, message.tail)
@@ -12529,7 +12543,7 @@ def error_response(error):
 
 
 def unexpected(error, request):
-    """The ApiError for an exception nobody expected: 400 as the reference; programming errors are logged with their trace."""
+    """The ApiError for an exception nobody expected: 400 as PocketBase; programming errors are logged with their trace."""
     if isinstance(error, (sqlite3.Error, QueryTimeout, ValueError, OverflowError)):
         LOG.info("%s %s: %s", request.method, request.target, error)
     else:
@@ -12816,6 +12830,7 @@ class RecordWrite:
     def run(self, tx):
         try:
             self._refresh_collection()
+            self._check_installer(tx)
             return getattr(self, "_" + self.verb)(tx)
         except ApiError as error:
             if error.status == 400 and error.message == STATUS_MESSAGES[400]:
@@ -12823,6 +12838,12 @@ class RecordWrite:
             raise
         except (sqlite3.Error, ValueError, OverflowError) as error:
             raise bad_request(self.FAILED[self.verb], raw=str(error)) from None
+
+    def _check_installer(self, tx):
+        """The installer's token makes one superuser: whoever comes second, at the same moment too, finds its account gone."""
+        auth = self.call.auth
+        if self.call.superuser and auth["email"] == INSTALLER_EMAIL and find_record(tx, auth.collection, auth.id) is None:
+            raise forbidden("Only superusers can perform this action.")
 
     def _refresh_collection(self):
         """The collection as it is now, should it have changed while the write waited for its turn."""
@@ -13824,17 +13845,20 @@ def sign_in_account(call, collection, provider, user, create_data):
         raise bad_request(failed, error.data, error.raw) from None
     if collection.name == SUPERUSERS:
         raise bad_request(failed)
-    return _create_account(call, collection, provider, user, create_data), True
+    return _create_account(call, collection, provider, user, create_data)
 
 
 def _create_account(call, collection, provider, user, create_data):
-    """A new record through the ordinary create logic, as the requester, with the link in the same transaction."""
+    """(a new record, True) through the ordinary create logic, as the requester, with the link in the same transaction.
+
+    When the same sign-in came twice at the same moment, the later one gets (the record of the first, False).
+    """
     app = call.app
     inner = Call(app, None, "POST", call.auth, call.query, "oauth2")
     inner.ip, inner._headers = call.ip, call.headers
     inner._data = account_data(collection, user, create_data)
     _fit_username(app, collection, inner._data, user, create_data)
-    _fetch_avatar(app, collection, inner)
+    _fetch_avatar(collection, inner, user)
     random_password = not inner._data.get("password")
     if random_password:
         inner._data["password"] = inner._data["passwordConfirm"] = random_text(30, ALPHANUMERIC)
@@ -13843,8 +13867,8 @@ def _create_account(call, collection, provider, user, create_data):
 
     def work(tx):
         known, link = linked_record(app, tx, collection, provider, user, call.auth)
-        if known is not None:                       # the same sign-in came twice at the same moment
-            return adopt_account(app, tx, known, link, provider, user, call.auth)
+        if known is not None:
+            return adopt_account(app, tx, known, link, provider, user, call.auth), False
         write.run(tx)
         record = write.record
         if record["email"] == user["email"]:
@@ -13854,14 +13878,16 @@ def _create_account(call, collection, provider, user, create_data):
             link_account(app, tx, record, provider, user)
         except ApiError as error:
             raise bad_request("Failed to authenticate.", error.data, error.raw) from None
-        return record
+        return record, True
     try:
         write.prepare()
-        record = app.transaction(work)
+        record, is_new = app.transaction(work)
     except BaseException:
         write.discard()
         raise
-    return record
+    if not is_new:
+        write.discard()
+    return record, is_new
 
 
 def _fit_username(app, collection, data, user, submitted):
@@ -13875,21 +13901,20 @@ def _fit_username(app, collection, data, user, submitted):
         del data[name]
 
 
-def _fetch_avatar(app, collection, call):
-    """A mapped file field gets the provider's picture; any failure only means no picture."""
+def _fetch_avatar(collection, call, user):
+    """A mapped file field gets the provider's picture; any failure only means no picture. What the client submits is never fetched."""
     name = collection.options["oauth2"]["mappedFields"]["avatarURL"]
     field = name and collection.field(name)
-    url = call._data.get(name) if field and field.type == "file" else None
-    if not isinstance(url, str) or "://" not in url:
+    if not field or field.type != "file" or call._data.get(name) is not user["avatarURL"] or not user["avatarURL"]:
         return
-    del call._data[name]
+    url = call._data.pop(name)
     try:
         data, _ = safe_fetch(url)
-    except (FetchError, OSError) as error:
+    except (FetchError, OSError, ValueError) as error:
         LOG.info("no avatar from %s: %s", url, error)
         return
-    filename = unquote(urlsplit(url).path.rpartition("/")[2]) or "avatar"
-    call.uploads.append((name, new_upload(filename, len(data), io.BytesIO(data))))
+    upload = new_upload(unquote(urlsplit(url).path.rpartition("/")[2]) or "avatar", len(data), io.BytesIO(data))
+    call.uploads.append((name, upload))
 
 
 APPLE_NAME_SECONDS = 60         # an Apple name waits this long for its code

@@ -5,6 +5,7 @@ import email.policy
 import re
 import socket
 import threading
+import time
 
 from aiosmtpd.controller import Controller
 
@@ -75,6 +76,14 @@ class Mailbox:
     def serve(self, server):
         """Makes a server send its mail here."""
         use_smtp(server, self.port)
+
+
+def wait_until(condition):
+    """Until something that happens a moment after an answer has happened."""
+    end = time.monotonic() + kit.PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.01)
 
 
 def use_smtp(server, port):

@@ -3,7 +3,6 @@
     python tests/test_attacks.py        prints the table
 """
 import base64
-import datetime
 import hashlib
 import hmac
 import itertools
@@ -21,6 +20,7 @@ from helpers_answers import records
 from helpers_beyond import beyond
 from helpers_crowd import salvo
 from helpers_mail import Mailbox
+from unit import pocketbase
 
 PASSWORD = "1234567890"
 ATTACKS = {}    # topic -> its rows: (sentence, answer, function that attacks and returns what was answered, marks)
@@ -102,12 +102,12 @@ def api(server, mailbox):
 HS256 = {"alg": "HS256", "typ": "JWT"}
 
 
-def forged(sentence, header=HS256, digest=hashlib.sha256, key=None, answer="401", **claims):
-    """A row: a token for a real user that is right but for what is given here."""
-    @attack("tokens", sentence, answer)
+def forged(sentence, header=HS256, digest=hashlib.sha256, key=None, answer="401", marks=(), **claims):
+    """A row: a token of a real user that is right but for what is given here."""
+    @attack("tokens", sentence, answer, marks)
     def attempt(api):
         user = new_user(api)
-        return refresh(api, signed(header, claims_of(user, **claims) if isinstance(claims, dict) else claims, key_of(api, user) if key is None else key, digest))
+        return refresh(api, signed(header, claims_of(user, **claims), key_of(api, user) if key is None else key, digest))
 
 
 forged("a token that is right in everything is presented", answer="200")
@@ -121,7 +121,7 @@ forged("a token is signed with an empty key", key="")
 forged("a token's key id points to an empty file", {**HS256, "kid": "../../../../dev/null"}, key="")
 forged("a token brings its own key", {**HS256, "jwk": {"kty": "oct", "k": part(b"mine")}}, key="mine")
 forged("a token says where its key is", {**HS256, "jku": "http://127.0.0.1:1/jwks", "x5u": "http://127.0.0.1:1/x"}, key="mine")
-forged("a token demands an extension that nobody knows", {**HS256, "crit": ["admin"], "admin": True})
+forged("a token demands an extension that nobody knows", {**HS256, "crit": ["admin"], "admin": True}, marks=beyond)
 forged("a token has expired a second ago", exp=int(time.time()) - 1)
 forged("a token expires at a text", exp="9999999999")
 forged("a token expires at true", exp=True)
@@ -163,9 +163,9 @@ def _(api):
     return "no 200, and the server lives" if alive and not answer.startswith(b"HTTP/1.1 200") else repr(answer[:100])
 
 
-@attack("tokens", "a token's claims are ten thousand lists deep", "401")
+@attack("tokens", "a token's claims are five thousand lists deep", "401")
 def _(api):
-    return refresh(api, f"{part(HS256)}.{part(b'[' * 3000)}.x")
+    return refresh(api, f"{part(HS256)}.{part(b'[' * 5000)}.x")
 
 
 @attack("tokens", "a token is given in the query instead of the header", "401")
@@ -504,11 +504,12 @@ def installer(fresh):
 def test_case_29_an_installer_token_makes_one_superuser(installer):
     api, token = installer
     assert api.post(records("_superusers"), sign_up(), token=token).status == 200
-    assert api.post(records("_superusers"), sign_up(), token=token).status == 401 or api.post(records("_superusers"), sign_up(), token=token).status == 403
+    assert api.post(records("_superusers"), sign_up(), token=token).status in (401, 403)
     assert api.get("/api/settings", token=token).status == 401
     assert api.db("select count(*) from _superusers") == [(1,)]
 
 
+@beyond
 def test_case_29_an_installer_token_makes_one_superuser_even_at_the_same_moment(installer):
     api, token = installer
     answers = salvo(api, "POST", records("_superusers"), [sign_up() for _ in range(8)], token)
@@ -551,7 +552,7 @@ def test_case_29_the_installer_has_no_password_that_works(installer, mailbox):
 # ---- rate limits
 
 @pytest.fixture(scope="module")
-def limited():
+def limited(mailbox):
     """A server behind a proxy that says who asks; limits are set by each row."""
     with kit.Server() as running:
         running.settings(trustedProxy={"headers": ["X-Real-Ip"], "useLeftmostIP": False}, batch={"enabled": True})
@@ -559,7 +560,7 @@ def limited():
         running.make("others", type="auth")
         running.make("coded", type="auth", otp={"enabled": True, "duration": 180, "length": 8})
         running.add_user("ann@example.com")
-        running.token = running.login("users", "ann@example.com")
+        running.token, running.mailbox = running.login("users", "ann@example.com"), mailbox
         yield running
 
 
@@ -568,7 +569,7 @@ HEALTH = ("GET", "/api/health")
 
 
 def limit(sentence, answer, rules, requests, marks=(), **settings):
-    """A row: under these rules (label, audience, most) the requests, each (method, path[, options]), get these answers."""
+    """A row: under these rules (label, audience, most) the requests, each (method, path[, address, who, headers]), get these answers."""
     @attack("limits", sentence, answer, marks)
     def attempt(api):
         listed = [{"label": label, "audience": audience, "duration": 1000, "maxRequests": most} for label, audience, most in rules]
@@ -576,11 +577,13 @@ def limit(sentence, answer, rules, requests, marks=(), **settings):
         return [_asked(api, *request) for request in requests]
 
 
-def _asked(api, method, path, ip="10.0.0.1", who=None, **options):
+def _asked(api, method, path, ip="10.0.0.1", who=None, headers=None):
     token = {"ann": api.token, "root": api.su}.get(who)
-    path = path.replace("USERS_ID", "_pb_users_auth_")
-    body = {"identity": "nobody@example.com", "password": "x"} if "auth-with" in path else {"title": "x"} if method == "POST" else None
-    return api.request(method, path, options.pop("body", body), token=token, headers={"X-Real-Ip": ip, **options.pop("headers", {})}, **options)
+    body = None if method == "GET" else {LOGIN[1]: {"identity": "nobody@example.com", "password": "x"}, "/api/batch": _BATCH}.get(path, {"title": "x"})
+    return api.request(method, path, body, token=token, headers={"X-Real-Ip": ip, **(headers or {})})
+
+
+_BATCH = {"requests": [{"method": "POST", "url": records("posts"), "body": {"title": "x"}}] * 4}
 
 
 limit("a password is guessed more often than allowed", "400 400 429", [("*:auth", "", 2)], [LOGIN] * 3)
@@ -592,8 +595,6 @@ limit("one IPv6 address is written in another way", "400 429 429", [("*:auth", "
 limit("two IPv4 clients come as mapped IPv6 addresses", "400 400 429", [("*:auth", "", 1)],
       [(*LOGIN, "::ffff:10.0.0.1"), (*LOGIN, "::ffff:10.0.0.2"), (*LOGIN, "::ffff:10.0.0.2")])
 limit("one IPv4 client comes as a mapped IPv6 address, too", "400 429", [("*:auth", "", 1)], [(*LOGIN, "10.0.0.9"), (*LOGIN, "::ffff:10.0.0.9")], beyond)
-limit("a client hides behind headers of proxies that are not trusted", "400 429 429", [("*:auth", "", 1)],
-      [(*LOGIN, "10.0.0.1", None), *((*LOGIN, "10.0.0.1") for _ in range(2))])
 limit("a rule for a collection comes before one for all", "400 400 429", [("*:auth", "", 1), ("users:auth", "", 2)], [LOGIN] * 3)
 limit("a rule for an action comes before one for a path", "400 429", [("/api/", "", 100), (LOGIN[1], "", 100), ("*:authWithPassword", "", 1)], [LOGIN] * 2)
 limit("a rule for an exact path comes before one for a prefix", "200 429 404 404", [("/api/", "", 100), ("/api/health", "", 1)],
@@ -602,73 +603,34 @@ limit("a rule for a method leaves others alone", "200 200 429 200", [("POST /api
       [("GET", records("posts")), ("POST", records("posts")), ("POST", records("posts")), ("GET", records("posts"))])
 limit("a rule for guests does not count who is signed in", "200 429 200 200", [("/api/health", "@guest", 1)], [HEALTH, HEALTH, (*HEALTH, "10.0.0.1", "ann"), (*HEALTH, "10.0.0.1", "ann")])
 limit("a rule for the signed in does not count guests", "200 200 200 429", [("/api/health", "@auth", 1)], [HEALTH, HEALTH, (*HEALTH, "10.0.0.1", "ann"), (*HEALTH, "10.0.0.1", "ann")])
-limit("a guest sends a made-up token to count as signed in", "200 429", [("/api/health", "@guest", 1)],
-      [HEALTH, (*HEALTH, "10.0.0.1", None)])
 limit("superusers are not counted", "200 200 200", [("/api/health", "", 1)], [(*HEALTH, "10.0.0.1", "root")] * 3)
 limit("excluded addresses are not counted", "200 200 200 429", [("/api/health", "", 1)], [(*HEALTH, "10.3.0.1"), (*HEALTH, "10.3.0.1"), HEALTH, HEALTH], excludedIPs=["10.3.0.0/16"])
 limit("each collection has its own count", "400 429 400", [("*:auth", "", 1)], [LOGIN, LOGIN, ("POST", "/api/collections/others/auth-with-password")])
-limit("a collection is named by its id instead", "400 429", [("*:auth", "", 1)], [LOGIN, ("POST", "/api/collections/USERS_ID/auth-with-password")])
+limit("a collection is named by its id instead", "400 429", [("*:auth", "", 1)], [LOGIN, ("POST", "/api/collections/_pb_users_auth_/auth-with-password")])
 limit("a collection is named by its id where the rule has its path", "400 429", [(LOGIN[1], "", 1), ("/api/", "", 100)],
-      [LOGIN, ("POST", "/api/collections/USERS_ID/auth-with-password")])
+      [LOGIN, ("POST", "/api/collections/_pb_users_auth_/auth-with-password")])
 limit("a collection's name is written in capitals where the rule has its path", "400 429", [(LOGIN[1], "", 1), ("/api/", "", 100)],
       [LOGIN, ("POST", "/api/collections/USERS/auth-with-password")])
 limit("a path is written with percent signs", "200 429 429 429", [("/api/health", "", 1)],
       [HEALTH, HEALTH, ("GET", "/api/%68ealth"), ("GET", "/%61pi/health")])
 limit("a prefix is written with percent signs", "200 429 429", [("/api/", "", 1)], [HEALTH, HEALTH, ("GET", "/%61pi/health")])
 limit("a query is put behind a path", "200 429", [("/api/health", "", 1)], [HEALTH, ("GET", "/api/health?x=1")])
-limit("another method is named in a header", "200 429", [("POST /api/collections/posts/records", "", 1)],
-      [("POST", records("posts")), ("POST", records("posts"))])
-limit("the requests of a batch are counted one by one", "200 400", [("*:create", "", 4), ("/api/batch", "", 100)],
-      [("POST", "/api/batch"), ("POST", "/api/batch")])
-
-
-def _batch(api, size):
-    requests = [{"method": "POST", "url": records("posts"), "body": {"title": "x"}} for _ in range(size)]
-    return api.post("/api/batch", {"requests": requests}, headers={"X-Real-Ip": "10.0.0.1"})
-
-
-ATTACKS["limits"] = [row for row in ATTACKS["limits"] if "batch" not in row[0] and "headers of proxies" not in row[0] and "made-up" not in row[0] and "in a header" not in row[0]]
-
-
-@attack("limits", "many creates are put into one batch", "200 429")
-def _(api):
-    api.settings(rateLimits={"enabled": True, "excludedIPs": [], "rules": [{"label": "*:create", "audience": "", "duration": 1000, "maxRequests": 4}]})
-    before = api.db("select count(*) from posts")[0][0]
-    answers = [_batch(api, 4), _batch(api, 4)]
-    assert api.db("select count(*) from posts")[0][0] == before + 4
-    return f"{answers[0].status} {429 if '429' in answers[1].text else answers[1].text}"
-
-
-@attack("limits", "a client hides behind headers of proxies that are not trusted", "200 429 429")
-def _(api):
-    api.settings(rateLimits={"enabled": True, "excludedIPs": [], "rules": [{"label": "/api/health", "audience": "", "duration": 1000, "maxRequests": 1}]})
-    return [_asked(api, *HEALTH, headers={"X-Forwarded-For": ip, "Forwarded": f"for={ip}", "CF-Connecting-IP": ip}) for ip in ("1.1.1.1", "2.2.2.2", "3.3.3.3")]
-
-
-@attack("limits", "a client adds addresses to the header of the trusted proxy", "200 429 429")
-def _(api):
-    api.settings(rateLimits={"enabled": True, "excludedIPs": [], "rules": [{"label": "/api/health", "audience": "", "duration": 1000, "maxRequests": 1}]})
-    return [_asked(api, *HEALTH, ip=f"{ip}, 10.0.0.1") for ip in ("1.1.1.1", "2.2.2.2", "3.3.3.3")]
-
-
-@attack("limits", "a guest sends a made-up token to count as signed in", "200 429")
-def _(api):
-    api.settings(rateLimits={"enabled": True, "excludedIPs": [], "rules": [{"label": "/api/health", "audience": "@guest", "duration": 1000, "maxRequests": 1}]})
-    return [_asked(api, *HEALTH, headers={"Authorization": f"{part(HS256)}.{part({'id': 'x', 'type': 'auth', 'collectionId': 'users'})}.x"}) for _ in range(2)]
-
-
-@attack("limits", "another method is named in a header", "200 429")
-def _(api):
-    api.settings(rateLimits={"enabled": True, "excludedIPs": [], "rules": [{"label": "GET /api/health", "audience": "", "duration": 1000, "maxRequests": 1}]})
-    return [_asked(api, *HEALTH, headers={"X-HTTP-Method-Override": "POST", "X-Method-Override": "POST"}) for _ in range(2)]
+limit("many requests are put into one batch", "200 400", [("*:create", "", 4)], [("POST", "/api/batch")] * 2)
+limit("a client hides behind headers of proxies that are not trusted", "200 429 429", [("/api/health", "", 1)],
+      [(*HEALTH, "10.0.0.1", None, {"X-Forwarded-For": ip, "Forwarded": f"for={ip}", "CF-Connecting-IP": ip}) for ip in ("1.1.1.1", "2.2.2.2", "3.3.3.3")])
+limit("a client adds addresses to the header of the trusted proxy", "200 429 429", [("/api/health", "", 1)],
+      [(*HEALTH, f"{ip}, 10.0.0.1") for ip in ("1.1.1.1", "2.2.2.2", "3.3.3.3")])
+limit("a guest sends a made-up token to count as signed in", "200 429", [("/api/health", "@guest", 1)],
+      [HEALTH, (*HEALTH, "10.0.0.1", None, {"Authorization": f"{part(HS256)}.{part({'id': 'x', 'type': 'auth', 'collectionId': 'users'})}.x"})])
+limit("another method is named in a header", "200 429", [("GET /api/health", "", 1)],
+      [HEALTH, (*HEALTH, "10.0.0.1", None, {"X-HTTP-Method-Override": "POST", "X-Method-Override": "POST"})])
 
 
 @attack("limits", "one-time passwords are guessed from many addresses of one IPv6 network", "400 400 400 400 400 429", beyond)
 def _(api):
-    api.settings(rateLimits={"enabled": False})
-    user = new_user(api, "coded")
-    id = api.post("/api/collections/coded/request-otp", {"email": user.get("email") or api.db("select email from coded where id = ?", user["id"])[0][0]}).json["otpId"]
-    api.db("select 1")
+    api.settings(rateLimits={"enabled": False}, smtp={"enabled": True, "host": "127.0.0.1", "port": api.mailbox.port})
+    user = new_user(api, "coded", emailVisibility=True)
+    id = api.post("/api/collections/coded/request-otp", {"email": user["email"]}).json["otpId"]
     return [api.post("/api/collections/coded/auth-with-otp", {"otpId": id, "password": "wrong"}, headers={"X-Real-Ip": f"2001:db8:9:9::{number}"}) for number in range(1, 7)]
 
 
@@ -680,18 +642,13 @@ def test_case_26_limits(limited, attempt, answer):
         limited.settings(rateLimits={"enabled": False})
 
 
-def test_case_26_a_window_ends_though_the_clock_is_set_back(monkeypatch):
-    from unit import pocketbase
-    clock = [1_000_000.0]
-    monkeypatch.setattr(pocketbase.time, "time", lambda: clock[0])
-    windows = pocketbase.Windows()
+def test_case_26_a_window_ends_though_the_clock_was_set_back(monkeypatch):
+    windows, wall = pocketbase.Windows(), time.time()
     assert windows.allow("a", 1, 5) and not windows.allow("a", 1, 5)
-    clock[0] -= 3600
-    deadline = datetime.datetime.now() + datetime.timedelta(seconds=kit.PATIENCE)
-    steady = [0.0]
-    monkeypatch.setattr(pocketbase.time, "monotonic", lambda: time.perf_counter() + steady[0])
-    steady[0], clock[0] = 100.0, clock[0] + 100    # longer than the window
-    assert windows.allow("a", 1, 5) and datetime.datetime.now() < deadline
+    monkeypatch.setattr(pocketbase.time, "time", lambda: wall - 3600)
+    steady = time.monotonic()
+    monkeypatch.setattr(pocketbase.time, "monotonic", lambda: steady + 6)
+    assert windows.allow("a", 1, 5)
 
 
 # ---- mails
@@ -883,7 +840,7 @@ _FORMS = {
     "confirm-password-reset": ("token", "password", "passwordConfirm"), "confirm-email-change": ("token", "password"), "records": ("email", "password", "passwordConfirm"),
 }
 _ODD = {"a NUL byte": "a\0b@example.com", "only NUL bytes": "\0" * 10, "a list": ["x"], "an object": {"x": "y"}, "a number": 5, "a huge number": 10**30, "true": True,
-        "lists ten thousand deep": None, "a line break": "x\r\ny", "a right-to-left mark": "\u202ex@example.com", "half a pair": "\ud800"}
+        "lists ten thousand deep": None, "a line break": "x\r\ny", "half a pair": "\ud800"}
 
 
 @pytest.mark.parametrize("odd", _ODD, ids=[f"with {odd}" for odd in _ODD])

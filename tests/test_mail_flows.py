@@ -2,7 +2,6 @@
 import itertools
 import re
 import threading
-import time
 
 import pytest
 
@@ -10,11 +9,13 @@ import kit
 from helpers_answers import envelope
 from helpers_answers import records
 from helpers_answers import refusal
+from helpers_beyond import beyond
 from helpers_crowd import crowd
 from helpers_crowd import salvo
 from helpers_mail import Mailbox
 from helpers_mail import silent_smtp
 from helpers_mail import use_smtp
+from helpers_mail import wait_until
 
 PASSWORD = "1234567890"
 INVALID_FORM = "An error occurred while validating the submitted data."
@@ -86,13 +87,6 @@ def age(api, table, id, seconds):
     sql(api, f"UPDATE {table} SET created = strftime('%Y-%m-%d %H:%M:%fZ', created, '-{seconds} seconds') WHERE id = '{id}'")
 
 
-def wait_until(condition):
-    end = time.monotonic() + kit.PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.01)
-
-
 def nothing_more(api, mailbox, user, count=0):
     """Asserts that somebody got no more than `count` letters, once a letter that was asked for later has come."""
     later = new_user(api)
@@ -159,10 +153,11 @@ def test_a_second_verification_mail_within_two_minutes_is_not_sent(api, mailbox)
     user = new_user(api)
     for _ in range(3):
         assert ask(api, "request-verification", {"email": user["email"]}).status == 204
-    mailbox.letter(user["email"])
+        mailbox.letter(user["email"])
     nothing_more(api, mailbox, user, 1)
 
 
+@beyond
 def test_requests_at_the_same_moment_send_one_verification_mail(api, mailbox):
     user = new_user(api)
     answers = salvo(api, "POST", "/api/collections/users/request-verification", [{"email": user["email"]}] * 8)
@@ -248,6 +243,7 @@ def test_a_reset_token_works_once(api, mailbox):
     assert refusal(ask(api, "confirm-password-reset", reset(token, "yet-another"))) == (400, {"token": "validation_invalid_token"})
 
 
+@beyond
 def test_case_25_a_reset_token_works_once_even_at_the_same_moment(api, mailbox):
     user = new_user(api)
     token = reset_token(api, mailbox, user)
@@ -286,7 +282,7 @@ def test_a_second_reset_mail_within_two_minutes_is_not_sent(api, mailbox):
     user = new_user(api)
     for _ in range(3):
         assert ask(api, "request-password-reset", {"email": user["email"]}).status == 204
-    mailbox.letter(user["email"])
+        mailbox.letter(user["email"])
     nothing_more(api, mailbox, user, 1)
 
 
@@ -365,6 +361,7 @@ def test_an_email_change_token_works_once(api, mailbox):
     assert refusal(ask(api, "confirm-email-change", {"token": token, "password": PASSWORD}))[1]["token"] == "validation_invalid_token"
 
 
+@beyond
 def test_case_25_of_two_email_changes_at_the_same_moment_one_wins(api, mailbox):
     """Eight requests, two tokens of one record: whichever is first ends the other and itself."""
     user = new_user(api)
@@ -538,6 +535,7 @@ def test_case_25_a_code_works_once(api, mailbox):
     assert use_code(api, id, code).json == envelope(400, "Invalid or expired OTP.")
 
 
+@beyond
 def test_case_25_a_code_works_once_even_at_the_same_moment(api, mailbox):
     user = new_user(api, "coded", verified=True)
     id, code = request_code(api, mailbox, user)
@@ -593,6 +591,7 @@ def test_codes_beyond_ten_are_not_mailed(api, mailbox):
     nothing_more(api, mailbox, user, 10)
 
 
+@beyond
 def test_codes_beyond_ten_are_not_mailed_even_when_asked_for_at_the_same_moment(api, mailbox):
     user = new_user(api, "coded")
     answers = salvo(api, "POST", "/api/collections/coded/request-otp", [{"email": user["email"]}] * 16)
@@ -770,6 +769,7 @@ def test_first_logins_at_the_same_moment_all_succeed(api):
     assert [answer.status for answer in answers] == [200] * 6 and len(origins(api, user)) == 1
 
 
+@beyond
 def test_logins_from_many_places_at_the_same_moment_keep_five(api):
     user = new_user(api)
     answers = crowd(8, lambda number: login_from(api, user, f"Crowd/{number}"))

@@ -80,7 +80,7 @@ def test_page_holds_the_body_and_gives_only_its_text():
     assert mail.html_to_text(page) == "Hello, \r\n[Verify](http://x/y)"
 
 
-# ---- the plain part: every row measured on the reference
+# ---- the plain part: every row measured on PocketBase
 
 PLAIN = [
     ("<p>a</p>", "a"), ("a<p>b</p>c", "a\r\nbc"), ("<p>a</p>\n<p>b</p>", "a \r\nb"), ("<div>a<div>b</div>c</div>", "a\r\nbc"), ("a<br>b", "a\r\nb"),
