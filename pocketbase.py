@@ -35,6 +35,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from email.utils import formatdate
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from json.decoder import scanstring as _scan_json_string
 from json.encoder import encode_basestring as quote_json
@@ -96,6 +97,7 @@ import bottle
 import gevent
 import gevent.event
 import gevent.hub
+import gevent.pool
 import gevent.threadpool
 
 
@@ -2501,8 +2503,8 @@ def no_work(event):
 # ============================================================================
 # Where uploads live and what they are called: content sniffing, stored names, the storage interface with the local disk behind it,
 # the headers a file is served with. Invariants: a stored name never comes from a client unchanged; a key cannot leave the storage
-# root; a file is there whole, with its .attrs sidecar, or not at all. Storage methods block on plain file calls only, so the
-# caller may run them in a native thread. Uses chapter 1.
+# root; a file is there whole, with its .attrs sidecar, or not at all. What may take long goes through `storage.run`: a native
+# thread for the disk, the caller's own greenlet for the network. Uses chapters 1 and 4.
 
 
 # --- Content types ------------------------------------------------------------
@@ -3067,17 +3069,123 @@ def _split_name(name):
 # --- Storage ------------------------------------------------------------------
 
 
+class StorageError(OSError):
+    """A storage that is not on this machine refused or could not be reached. The text is for superusers."""
+
+
 class StoredFile(NamedTuple):
-    """What a storage knows about one file; `path` is None where the file is not on this disk."""
+    """What a storage knows about one file; `path` is None where the file is not on this disk, the type "" in lists."""
 
     key: str
     size: int
     modified: float
     path: str | None = None
+    content_type: str = ""
+
+
+SPOOL_BYTES = 1 << 20   # of a received file kept in memory; more goes to disk in pieces of this size
+
+
+class ReceivedFile:
+    """A file on its way into a storage: small ones stay in memory, large ones are written to `directory` while they come in, by
+    native threads, so that memory holds one piece of each and the local storage only has to rename them.
+
+    Written by `write` until `finish`, then read like any file; `close` removes what nobody took."""
+
+    def __init__(self, directory, threads=None, spool=SPOOL_BYTES):
+        self.directory, self.threads, self.spool = directory, threads, spool
+        self.path, self.file, self.size, self.head = None, None, 0, b""
+        self._pieces, self._held, self._at, self._digest = [], 0, 0, hashlib.md5(usedforsecurity=False)
+
+    @classmethod
+    def of(cls, data):
+        """A finished one that holds these bytes in memory."""
+        received = cls("", spool=len(data))
+        received.write(data)
+        received.finish()
+        return received
+
+    def write(self, piece):
+        if len(self.head) < SNIFF_BYTES:
+            self.head += piece[: SNIFF_BYTES - len(self.head)]
+        self._pieces.append(piece)
+        self._held += len(piece)
+        self.size += len(piece)
+        if self._held > self.spool:
+            self._spill()
+
+    def _spill(self):
+        pieces, self._pieces, self._held = self._pieces, [], 0
+        if self.threads is None:
+            self._append(pieces)
+        else:
+            in_thread(self.threads, self._append, pieces)
+
+    def _append(self, pieces):
+        if self.file is None:
+            os.makedirs(self.directory, exist_ok=True)
+            self.path = os.path.join(self.directory, random_text(20) + ".tmp")
+            self.file = open(self.path, "x+b", buffering=0)
+        for piece in pieces:
+            self._digest.update(piece)
+            _write_all(self.file, piece)
+
+    def finish(self):
+        """All has been written; reading begins at the start."""
+        if self.file is not None:
+            self._spill()
+            self.file.seek(0)
+        else:
+            self._pieces = [b"".join(self._pieces)] if len(self._pieces) != 1 else self._pieces
+
+    def read(self, size=-1):
+        if self.file is not None:
+            return self.file.read(size)
+        data = self._pieces[0][self._at:] if size < 0 else self._pieces[0][self._at:self._at + size]
+        self._at += len(data)
+        return data
+
+    def seek(self, offset):
+        if self.file is not None:
+            self.file.seek(offset)
+        self._at = offset
+
+    def move(self, path):
+        """Gives a file on disk to its new owner; its MD5. OSError (EXDEV) when `path` is on another file system."""
+        os.replace(self.path, path)
+        self.path = None
+        return self._digest.digest()
+
+    def close(self):
+        self._pieces = [b""]
+        if self.file is not None:
+            self.file.close()
+        if self.path is not None:
+            try:
+                os.unlink(self.path)
+            except FileNotFoundError:
+                pass
+            self.path = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
 
 
 class Storage:
     """What uploads and backups are kept in. Keys are `/`-separated; a missing key raises FileNotFoundError."""
+
+    threads = None      # native threads for what may take long; None: it waits cooperatively in the caller's greenlet
+
+    def run(self, function, *args):
+        """Runs something that works on this storage, without stalling other clients."""
+        return function(*args) if self.threads is None else in_thread(self.threads, function, *args)
+
+    def later(self, function, *args):
+        """The same in the background; a failure is logged."""
+        (gevent if self.threads is None else self.threads).spawn(_logging_errors, function, *args)
 
     def save(self, key, source, content_type, original_name="", size=None):
         """Stores bytes, or all of a binary file object, under `key`, replacing what was there; the file appears whole or not at all."""
@@ -3088,12 +3196,16 @@ class Storage:
         raise NotImplementedError
 
     def open(self, key):
-        """A binary file object to read from."""
+        """A binary file object to read from; `read(n)` gives n bytes, fewer only at the end."""
+        raise NotImplementedError
+
+    def as_file(self, found):
+        """A context manager: the path of a file on this disk that holds the content of a StoredFile."""
         raise NotImplementedError
 
     def content_type(self, key):
         """The type saved with the file; application/octet-stream when unknown."""
-        raise NotImplementedError
+        return self.stat(key).content_type
 
     def delete(self, key):
         """Removes the file; nothing happens when it is not there."""
@@ -3107,6 +3219,9 @@ class Storage:
         """The StoredFile of each key that starts with `prefix`, in no particular order."""
         raise NotImplementedError
 
+    def delete_leftovers(self, before):
+        """Removes what interrupted saves left behind that is older than `before` (epoch seconds); keys never name such things."""
+
     def exists(self, key):
         """Whether there is a file under `key`."""
         try:
@@ -3114,6 +3229,13 @@ class Storage:
         except FileNotFoundError:
             return False
         return True
+
+
+def _logging_errors(function, *args):
+    try:
+        function(*args)
+    except Exception:       # the boundary of background work
+        LOG.exception("file storage: %s failed", getattr(function, "__name__", function))
 
 
 _SIDECAR = ".attrs"
@@ -3129,8 +3251,8 @@ class LocalStorage(Storage):
 
     `sync` makes a save survive power loss (two fsync calls); without it only a crash of the process."""
 
-    def __init__(self, root, sync=True):
-        self.root, self.sync = os.path.abspath(root), sync
+    def __init__(self, root, sync=True, threads=None):
+        self.root, self.sync, self.threads = os.path.abspath(root), sync, threads
 
     def path(self, key):
         """The path of `key`; FileNotFoundError for keys that would leave the root or name a sidecar."""
@@ -3146,9 +3268,9 @@ class LocalStorage(Storage):
         temporary = target.name
         try:
             with target:
-                digest = _copy(source, target, size)
-                self._flush(target)
-            with open(path + _SIDECAR, "wb") as sidecar:
+                digest = _moved(source, temporary, size) or _copy(source, target, size)
+                self._flush(source.file if isinstance(source, ReceivedFile) and source.file else target)
+            with open(path + _SIDECAR, "wb", buffering=0) as sidecar:
                 sidecar.write(_sidecar_text(content_type, original_name, digest).encode())
                 self._flush(sidecar)
             os.replace(temporary, path)
@@ -3179,7 +3301,11 @@ class LocalStorage(Storage):
     def stat(self, key):
         path = self.path(key)
         found = self._stat(path)
-        return StoredFile(key, found.st_size, found.st_mtime, path)
+        return StoredFile(key, found.st_size, found.st_mtime, path, _sidecar_type(path + _SIDECAR))
+
+    @contextmanager
+    def as_file(self, found):
+        yield found.path
 
     def _stat(self, path):
         try:
@@ -3193,19 +3319,11 @@ class LocalStorage(Storage):
     def open(self, key):
         path = self.path(key)
         self._stat(path)
-        return open(path, "rb")
-
-    def content_type(self, key):
-        return self.attributes(key).get("user.content_type") or "application/octet-stream"
+        return open(path, "rb", buffering=0)
 
     def attributes(self, key):
         """The sidecar as a dict; {} when it is missing or broken."""
-        try:
-            with open(self.path(key) + _SIDECAR, "rb") as sidecar:
-                found = json.load(sidecar)
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return _read_sidecar(self.path(key) + _SIDECAR)
 
     def delete(self, key):
         path = self.path(key)
@@ -3240,6 +3358,19 @@ class LocalStorage(Storage):
                     found = entry.stat()
                     yield StoredFile(key, found.st_size, found.st_mtime, entry.path)
 
+    def delete_leftovers(self, before):
+        for directory, _, names in os.walk(self.root):
+            present = set(names)
+            for name in names:
+                if _TEMPORARY(name) or name.endswith(_SIDECAR) and name.removesuffix(_SIDECAR) not in present:
+                    path = os.path.join(directory, name)
+                    try:
+                        if os.stat(path).st_mtime < before:
+                            os.unlink(path)
+                            self._prune(directory)
+                    except FileNotFoundError:
+                        continue
+
     def _key(self, path):
         key = os.path.relpath(path, self.root).replace(os.sep, "/")
         return _KEY_ESCAPED.sub(lambda match: chr(int(match[1], 16)), key)
@@ -3270,24 +3401,69 @@ def _scan_directory(directory):
         return []
 
 
+def _read_sidecar(path):
+    try:
+        with open(path, "rb", buffering=0) as sidecar:
+            found = json.loads(sidecar.read())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _sidecar_type(path):
+    """The content type that a sidecar tells; remembered as long as the sidecar is the same."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "application/octet-stream"
+    return _known_sidecar_type(path, found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+@functools.lru_cache(4096)
+def _known_sidecar_type(path, *_version):
+    return _read_sidecar(path).get("user.content_type") or "application/octet-stream"
+
+
+def _moved(source, path, size):
+    """Takes over a received file that is on disk, as `path`; its MD5, None when its bytes must be copied."""
+    if not isinstance(source, ReceivedFile) or source.path is None or size not in (None, source.size):
+        return None
+    try:
+        return source.move(path)
+    except OSError as error:
+        if error.errno != errno.EXDEV:      # the storage may be a mount of its own
+            raise
+        return None
+
+
 def _copy(source, target, size):
     """Writes all of `source`, checks the promised size, gives the MD5 the sidecar wants."""
     digest, written = hashlib.md5(usedforsecurity=False), 0
     chunks = [source] if isinstance(source, (bytes, bytearray, memoryview)) else iter(lambda: source.read(_COPY_BYTES), b"")
     for chunk in chunks:
         digest.update(chunk)
-        rest = memoryview(chunk)
-        while rest:
-            rest = rest[target.write(rest) :]
+        _write_all(target, chunk)
         written += len(chunk)
     if size is not None and written != size:
         raise OSError(f"expected {size} bytes, got {written}")
     return digest.digest()
 
 
+def _write_all(target, data):
+    """An unbuffered write may take less than it is given."""
+    written = target.write(data)
+    while written < len(data):
+        written += target.write(memoryview(data)[written:])
+
+
+def _metadata_name(original_name):
+    """The original name as it is kept with the file: its first bytes."""
+    return original_name.encode("utf-8", "replace")[:_METADATA_NAME_BYTES].decode("utf-8", "ignore")
+
+
 def _sidecar_text(content_type, original_name, digest):
     """One line, as gocloud's fileblob writes it; the cap on the name is PocketBase's."""
-    name = original_name.encode("utf-8", "replace")[:_METADATA_NAME_BYTES].decode("utf-8", "ignore")
+    name = _metadata_name(original_name)
     attributes = {f"user.{key}": "" for key in ("cache_control", "content_disposition", "content_encoding", "content_language")}
     attributes["user.content_type"] = content_type
     attributes["user.metadata"] = {"original-filename": name} if name else {}
@@ -3301,6 +3477,281 @@ def _sync_directory(path):
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+# --- S3 -----------------------------------------------------------------------
+# Any endpoint that speaks the S3 API. Calls wait in their greenlet; nothing is kept on this disk, and memory holds a few parts of an
+# upload or one block of a download. Requests are signed (SigV4) without hashing the body: over https its integrity is TLS's matter.
+
+S3_PART_BYTES = 6 << 20         # a body from this size on goes in parts of it; the least that S3 takes is 5 MiB
+_S3_PARALLEL = 4                # parts of one upload, or deletes of one prefix, under way at once: 24 MiB
+_S3_TIMEOUT = (10, 60)          # seconds to connect; of silence while reading
+_S3_ERROR_BYTES = 4096          # of an error's body, for its text
+_S3_MISSING = frozenset(("NoSuchBucket", "NoSuchKey", "NotFound"))
+
+
+class S3Storage(Storage):
+    """Files in a bucket, as PocketBase keeps them there.
+
+    `settings` are those under `s3`: bucket, region, endpoint (https unless it says otherwise), accessKey, secret, forcePathStyle.
+    `temporary` is a directory for what must be a file for a while."""
+
+    def __init__(self, settings, temporary):
+        self.settings, self.temporary = dict(settings), temporary
+        endpoint = settings["endpoint"] if "://" in settings["endpoint"] else "https://" + settings["endpoint"]
+        parts = urlsplit(endpoint)
+        host = parts.netloc if settings["forcePathStyle"] else f"{settings['bucket']}.{parts.netloc}"
+        folder = quote(settings["bucket"], safe="") + "/" if settings["forcePathStyle"] else ""
+        self.base = f"{parts.scheme}://{host}{parts.path.rstrip('/')}/{folder}"
+
+    @functools.cached_property
+    def _session(self):
+        import requests                                         # 60 ms, only for those who keep files elsewhere
+        session = requests.Session()
+        session.auth = _s3_signature(self.settings)
+        session.headers = {"Accept-Encoding": "identity"}
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=64, max_retries=2))
+        return session
+
+    def _ask(self, method, key="", query=(), headers=None, body=None):
+        """The answer to one request, its body unread. Raises FileNotFoundError or StorageError."""
+        from requests import RequestException
+        url = self.base + quote(key, safe="/-._~") + ("?" + urlencode(query, quote_via=quote) if query else "")
+        try:
+            answer = self._session.request(method, url, headers=headers, data=body, timeout=_S3_TIMEOUT, allow_redirects=False, stream=True)
+            if answer.status_code < 300:
+                return answer
+            with answer:
+                text = answer.raw.read(_S3_ERROR_BYTES).decode("utf-8", "replace")
+        except (RequestException, OSError) as error:
+            raise StorageError(f"[key: {key}] {error}") from None
+        raise _s3_error(answer.status_code, text, key)
+
+    def _text(self, method, key="", query=(), headers=None, body=None):
+        """The body of the answer to one request, as text."""
+        from requests import RequestException
+        try:
+            with self._ask(method, key, query, headers, body) as answer:
+                return answer.content.decode("utf-8", "replace")
+        except RequestException as error:
+            raise StorageError(str(error)) from None
+
+    def save(self, key, source, content_type, original_name="", size=None):
+        source = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source
+        headers = {"Content-Type": content_type}
+        if original_name:
+            headers["X-Amz-Meta-Original-Filename"] = quote(_metadata_name(original_name), safe="")
+        first = _read_part(source)
+        if len(first) < S3_PART_BYTES:
+            _check_size(len(first), size)
+            self._text("PUT", key, headers=headers, body=first)
+        else:
+            self._save_parts(key, first, source, headers, size)
+
+    def _save_parts(self, key, first, source, headers, size):
+        upload = (("uploadId", _xml_texts(self._text("POST", key, (("uploads", ""),), headers), "UploadId")[0]),)
+        pool, parts, total, part = gevent.pool.Pool(_S3_PARALLEL), [], 0, first
+        try:
+            while part:
+                total += len(part)
+                parts.append(pool.spawn(self._save_part, key, upload, len(parts) + 1, part))      # waits while the pool is full
+                part = _read_part(source)
+            _check_size(total, size)
+            tags = [_outcome(part) for part in parts]
+            listed = "".join(f"<Part><ETag>{html.escape(tag)}</ETag><PartNumber>{number}</PartNumber></Part>" for number, tag in enumerate(tags, 1))
+            body = f'<CompleteMultipartUpload xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{listed}</CompleteMultipartUpload>'
+            done = self._text("POST", key, upload, {"Content-Type": "application/xml"}, body.encode())
+            if "<Error>" in done:                               # it may come with status 200, when the work takes long
+                raise _s3_error(200, done, key)
+        except BaseException:
+            pool.kill()
+            self._abandon(key, upload)
+            raise
+
+    def _save_part(self, key, upload, number, part):
+        """Its ETag, or the error: an exception in a greenlet of its own would be printed."""
+        try:
+            with self._ask("PUT", key, (("partNumber", number), *upload), None, part) as answer:
+                return answer.headers["ETag"] if answer.content is not None else ""
+        except OSError as error:
+            return error
+
+    def _abandon(self, key, upload):
+        try:
+            self._text("DELETE", key, upload)
+        except OSError:                                         # what remains is the bucket's lifecycle rules' to remove
+            pass
+
+    def stat(self, key):
+        with self._ask("HEAD", key) as answer:
+            return StoredFile(key, int(answer.headers.get("Content-Length") or 0), _http_seconds(answer.headers.get("Last-Modified")), None,
+                              answer.headers.get("Content-Type") or "application/octet-stream")
+
+    def open(self, key):
+        return _S3File(self, key)
+
+    @contextmanager
+    def as_file(self, found):
+        with _S3File(self, found.key) as source, ReceivedFile(self.temporary, spool=0) as copy:
+            for chunk in iter(lambda: source.read(_COPY_BYTES), b""):
+                copy.write(chunk)
+            copy.finish()
+            yield copy.path
+
+    def delete(self, key):
+        try:
+            self._text("DELETE", key)
+        except FileNotFoundError:
+            pass
+
+    def delete_prefix(self, prefix):
+        pool = gevent.pool.Pool(_S3_PARALLEL)
+        jobs = [pool.spawn(self._try_delete, found.key) for found in self.list(prefix)]
+        for job in jobs:
+            _outcome(job)
+        if prefix:
+            self.delete(prefix)                                 # a marker that some tools leave for a folder
+
+    def _try_delete(self, key):
+        try:
+            self.delete(key)
+        except OSError as error:
+            return error
+
+    def list(self, prefix=""):
+        query = {"list-type": "2", "max-keys": "1000", "prefix": prefix}
+        while True:
+            page = _xml(self._text("GET", "", sorted(query.items())))
+            for item in page.iterfind("{*}Contents"):
+                yield StoredFile(item.findtext("{*}Key"), int(item.findtext("{*}Size") or 0), _iso_seconds(item.findtext("{*}LastModified")))
+            query["continuation-token"] = page.findtext("{*}NextContinuationToken")
+            if not query["continuation-token"]:
+                return
+
+
+class _S3File(io.RawIOBase):
+    """A stored object as a file to read from: a range request where reading begins, streamed from there on."""
+
+    def __init__(self, storage, key):
+        self.storage, self.key, self.at, self.answer = storage, key, 0, None
+
+    def seekable(self):
+        return True
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        if offset != self.at:
+            self._drop()
+            self.at = offset
+        return offset
+
+    def read(self, size=-1):
+        """`size` bytes, fewer only at the end."""
+        if self.answer is None:
+            self.answer = self.storage._ask("GET", self.key, headers={"Range": f"bytes={self.at}-"} if self.at else None)
+        import urllib3
+        try:
+            data = self.answer.raw.read(None if size < 0 else size)
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise StorageError(str(error)) from None
+        self.at += len(data)
+        return data
+
+    def _drop(self):
+        """Ends a download; what is left of it is not worth reading for the sake of the connection."""
+        if self.answer is not None:
+            self.answer.close()
+            self.answer = None
+
+    def close(self):
+        self._drop()
+        super().close()
+
+
+def _s3_signature(settings):
+    """SigV4 for `requests`: host, content-type and every x-amz-* header are signed, the body is not."""
+    from requests_aws4auth import AWS4Auth
+
+    class Signature(AWS4Auth):
+        def __call__(self, request):
+            body, request.body = request.body, None             # it would be hashed for nothing
+            try:
+                return super().__call__(request)
+            finally:
+                request.body = body
+
+        @classmethod
+        def get_canonical_headers(cls, request, include=None):
+            request.headers["x-amz-content-sha256"] = "UNSIGNED-PAYLOAD"
+            return super().get_canonical_headers(request, include)
+
+    return Signature(settings["accessKey"], settings["secret"], settings["region"], "s3")
+
+
+def _read_part(source):
+    """The next S3_PART_BYTES of a file, fewer at its end; a file of this disk is read in a native thread."""
+    def read():
+        parts, missing = [], S3_PART_BYTES
+        while missing and (data := source.read(missing)):
+            parts.append(data)
+            missing -= len(data)
+        return b"".join(parts) if len(parts) != 1 else parts[0]
+    return read() if isinstance(source, io.BytesIO) else in_thread(gevent.get_hub().threadpool, read)
+
+
+def _check_size(total, promised):
+    if promised is not None and total != promised:
+        raise OSError(f"expected {promised} bytes, got {total}")
+
+
+def _outcome(job):
+    """What a greenlet returned; an error that it returned is raised."""
+    value = job.get()
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+def _s3_error(status, text, key):
+    """`[key: a/b.txt] 404 NoSuchKey: The key does not exist.` and the raw answer; FileNotFoundError for what is not there."""
+    code, message = (next(iter(_xml_texts(text, name)), "") for name in ("Code", "Message"))
+    told = f"[key: {key}] {status} {code}: {message}\n(RAW: {text})"
+    return FileNotFoundError(told + "\nresource not found") if status == 404 or code in _S3_MISSING else StorageError(told)
+
+
+def _xml(text):
+    from xml.etree import ElementTree                           # 10 ms
+    try:
+        return ElementTree.fromstring(text)
+    except ElementTree.ParseError:
+        raise StorageError(f"no XML: {text[:200]}") from None
+
+
+def _xml_texts(text, name):
+    """The texts of all elements of that name; none for what is no XML."""
+    try:
+        return [element.text or "" for element in _xml(text).iter() if element.tag.rpartition("}")[2] == name]
+    except StorageError:
+        return []
+
+
+def _http_seconds(text):
+    return parsedate_to_datetime(text).timestamp() if text else 0.0
+
+
+def _iso_seconds(text):
+    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() if text else 0.0
+
+
+def try_storage(storage):
+    """Saves, lists and deletes a file; raises OSError when one of them fails."""
+    folder = f"pb_settings_test_{random_text(5)}"
+    for what, work in (("upload", lambda: storage.save(f"{folder}/test.txt", b"test", "text/plain; charset=utf-8", "test.txt")),
+                       ("delete", lambda: storage.delete_prefix(folder))):
+        try:
+            work()
+        except OSError as error:
+            raise OSError(f"failed to {what} a test file: {error}") from None
 
 
 # --- Serving ------------------------------------------------------------------
@@ -3337,6 +3788,211 @@ def served_headers(content_type, name, download=False):
         "Content-Disposition": f'{disposition}; filename="{quoted}"',
         **_SERVED_HEADERS,
     }
+
+
+# --- Thumbs -------------------------------------------------------------------
+# Made on first request, kept beside the file. Images are hostile until decoded: their claims are read first, and what they would cost
+# in memory is taken from one account that all of them share, so that 80 photos at once need no more than two. Pillow works in native
+# threads only. Whatever goes wrong, the caller serves the original.
+
+DEFAULT_THUMB = "100x100"                       # allowed for every file field
+THUMB_MEMORY = 176 << 20                        # bytes that all decodes together may take; an image that needs more keeps no thumb
+THUMB_WAIT = float(os.environ.get("PB_THUMBS_MAX_WAIT") or 60)      # seconds a request waits before it gets the original
+_THUMB_WORKERS = int(os.environ.get("PB_THUMBS_MAX_WORKERS") or max(2, os.cpu_count() or 1))
+_HOPELESS_THUMBS = 10_000                       # remembered failures; stored files never change, so a second try is work for nothing
+
+# stored type -> Pillow's module and class (asked directly, since Image.open would load all its plugins for a broken file),
+# format and type of the thumb, bytes a pixel costs the decoder beside the image itself (libwebp holds two canvases and a copy)
+THUMB_TYPES = {
+    "image/png": ("PngImagePlugin", "PngImageFile", "PNG", "image/png", 0),
+    "image/jpeg": ("JpegImagePlugin", "JpegImageFile", "JPEG", "image/jpeg", 0),
+    "image/jpg": ("JpegImagePlugin", "JpegImageFile", "JPEG", "image/jpeg", 0),
+    "image/gif": ("GifImagePlugin", "GifImageFile", "GIF", "image/gif", 0),
+    "image/webp": ("WebPImagePlugin", "WebPImageFile", "PNG", "image/png", 10),
+}
+# Pillow's mode -> mode worked in, bytes a pixel costs at the peak (alpha is premultiplied in a copy)
+_THUMB_MODES = {"L": ("L", 1), "1": ("L", 2), "RGB": ("RGB", 4), "CMYK": ("RGB", 8), "YCbCr": ("RGB", 8), "RGBA": ("RGBA", 8), "LA": ("LA", 8)}
+_PROGRESSIVE_BYTES = 6                          # a pixel of a progressive JPEG: all coefficients are kept until the last scan
+_EXIF_ORIENTATION = 0x0112
+# EXIF orientation -> name in Image.Transpose that puts the image upright
+_UPRIGHT = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+
+
+class ThumbError(ValueError):
+    """An image that no thumb is made of."""
+
+
+def thumb_geometry(width, height, size):
+    """((left, top, right, bottom) of the part to scale, (width, height) of the result) for an upright image and a thumb format.
+
+    >>> thumb_geometry(60, 40, "30x40")         # WxH, cut from the middle; WxHt and WxHb from the top and the bottom
+    ((15.0, 0, 45.0, 40), (30, 40))
+    >>> thumb_geometry(60, 40, "30x40f")        # WxHf fits inside and never enlarges
+    ((0, 0, 60, 40), (30, 20))
+    >>> thumb_geometry(60, 40, "50x0")          # one side given, the other in proportion
+    ((0, 0, 60, 40), (50, 33))
+    """
+    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})([tbf]?)", size)
+    if not match or not width or not height:
+        raise ThumbError(f"no thumb {size} of {width}x{height}")
+    wide, high, kind, whole = int(match[1]), int(match[2]), match[3], (0, 0, width, height)
+    if kind == "f" and wide and high:
+        if width <= wide and height <= high:
+            return whole, (width, height)
+        wide, high = (wide, int(wide * height / width)) if width * high > wide * height else (int(high * width / height), high)
+    if not wide or not high:
+        wide, high = wide or max(1, int(high * width / height + 0.5)), high or max(1, int(wide * height / width + 0.5))
+        return whole, (wide, high)
+    return whole if kind == "f" else _cover(width, height, wide, high, kind), (wide, high)
+
+
+def _cover(width, height, wide, high, kind):
+    """The largest part of an image that has the proportions wide x high."""
+    if width * high > wide * height:
+        part = height * wide / high
+        return (width - part) / 2, 0, (width + part) / 2, height
+    part = width * high / wide
+    top = {"t": 0, "b": height - part}.get(kind, (height - part) / 2)
+    return 0, top, width, top + part
+
+
+@functools.cache
+def _return_large_blocks():
+    """Makes glibc give back blocks of a megabyte when they are freed. Its own threshold rises to 32 MB with use, after which the heaps
+    of the worker threads keep the pixels of past images: 387 MB at the peak of 80 photos instead of 245."""
+    import ctypes
+    try:
+        ctypes.CDLL(None).mallopt(-3, 1 << 20)                  # M_MMAP_THRESHOLD
+    except (AttributeError, OSError, TypeError):                # another C library
+        pass
+
+
+def _open_image(path, content_type):
+    """The image of a file with only its head read, its pixels not yet decoded."""
+    _return_large_blocks()
+    module, name = THUMB_TYPES[content_type][:2]
+    plugin = __import__("PIL." + module, fromlist=[name])       # Pillow: 30 ms and 8 MB on first use
+    return getattr(plugin, name)(path)
+
+
+def _draft(image, size):
+    """Lets a JPEG be decoded at 1/2, 1/4 or 1/8; (EXIF orientation, part, result size) as for thumb_geometry, after that."""
+    turn = image.getexif().get(_EXIF_ORIENTATION, 1) if image.format == "JPEG" else 1
+    width, height = image.size[::-1] if turn in (5, 6, 7, 8) else image.size
+    (left, top, right, bottom), result = thumb_geometry(width, height, size)
+    shrink = min((right - left) / result[0], (bottom - top) / result[1]) / 2        # twice the result, for a smooth last step
+    if shrink > 1:
+        image.draft(None, tuple(math.ceil(side / shrink) for side in image.size))
+    new_width, new_height = image.size[::-1] if turn in (5, 6, 7, 8) else image.size
+    x, y = new_width / width, new_height / height
+    return turn, (left * x, top * y, min(right * x, new_width), min(bottom * y, new_height)), result
+
+
+def thumb_cost(path, content_type, size):
+    """Bytes of memory that making this thumb takes, by what the head of the file claims."""
+    with _open_image(path, content_type) as image:
+        claimed = image.size[0] * image.size[1]
+        progressive = bool(image.info.get("progressive"))
+        _, _, result = _draft(image, size)
+        each = _THUMB_MODES.get(image.mode, ("", 9))[1] + THUMB_TYPES[content_type][4]
+        return image.size[0] * image.size[1] * each + claimed * _PROGRESSIVE_BYTES * progressive + result[0] * (result[1] + image.size[1]) * 8
+
+
+def render_thumb(path, content_type, size):
+    """The encoded thumb of an image file: first frame, upright, triangle filter, without the original's metadata."""
+    with _open_image(path, content_type) as opened:
+        from PIL import Image
+        turn, part, result = _draft(opened, size)
+        opened.load()
+        image = _plain(opened)
+    if turn in _UPRIGHT:
+        image = image.transpose(Image.Transpose[_UPRIGHT[turn]])
+    if result != image.size or part != (0, 0, *image.size):
+        image = image.resize(result, Image.Resampling.BILINEAR, part, None if image.mode in ("RGBA", "LA") else 2.0)
+    image.info = {}
+    out = io.BytesIO()
+    image.save(out, THUMB_TYPES[content_type][2], **({"quality": 95} if THUMB_TYPES[content_type][2] == "JPEG" else {}))
+    return out.getvalue()
+
+
+def _plain(image):
+    """In a mode that can be scaled: palettes resolved, 16 bits cut to 8."""
+    if image.mode.startswith("I"):
+        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    mode = _THUMB_MODES.get(image.mode, ("RGBA",))[0]
+    return image if mode == image.mode else image.convert(mode)
+
+
+class _MemoryAccount:
+    """What several tasks may take together; who comes first is served first, and who wants more than there is, never."""
+
+    def __init__(self, total):
+        self.total, self.used = total, 0
+        self.door, self.returned = BoundedSemaphore(1), gevent.event.Event()
+
+    def take(self, amount):
+        if amount > self.total:
+            raise ThumbError(f"it would take {amount >> 20} MB")
+        with self.door:
+            while self.used + amount > self.total:
+                self.returned.clear()
+                self.returned.wait()
+            self.used += amount
+
+    def give(self, amount):
+        self.used -= amount
+        self.returned.set()
+
+
+class ThumbMaker:
+    """Makes thumbs: each once however many ask for it, few at a time, within THUMB_MEMORY."""
+
+    def __init__(self, workers=_THUMB_WORKERS, memory=THUMB_MEMORY):
+        self.threads, self.workers = gevent.threadpool.ThreadPool(workers), BoundedSemaphore(workers)
+        self.memory = _MemoryAccount(memory)
+        self.making, self.hopeless = {}, set()
+
+    def ensure(self, storage, source, target, size):
+        """Makes the thumb `target` of the StoredFile `source`, unless it can't be made or takes too long; whether it is there."""
+        if target in self.hopeless:
+            return False
+        job = self.making.get(target)
+        if job is None:
+            job = self.making[target] = gevent.spawn(self._make, storage, source, target, size)
+        job.join(THUMB_WAIT)
+        return job.value is True
+
+    def _make(self, storage, source, target, size):
+        try:
+            data = self._rendered(storage, source, size)
+            storage.run(storage.save, target, data, THUMB_TYPES[source.content_type][3])
+            return True
+        except FileNotFoundError:                   # deleted meanwhile
+            return False
+        except Exception as error:                  # whatever a decoder makes of a hostile file: OSError, SyntaxError, struct.error ...
+            LOG.warning("no thumb %s: %s", target, error)
+            if len(self.hopeless) >= _HOPELESS_THUMBS:
+                self.hopeless.clear()
+            if not isinstance(error, StorageError):
+                self.hopeless.add(target)
+            return False
+        finally:
+            del self.making[target]
+
+    def _rendered(self, storage, source, size):
+        with self.workers, storage.as_file(source) as path:
+            cost = in_thread(self.threads, thumb_cost, path, source.content_type, size)
+            self.memory.take(cost)
+            try:
+                return in_thread(self.threads, render_thumb, path, source.content_type, size)
+            finally:
+                self.memory.give(cost)
+
+
+def thumb_key(key, size):
+    """`c/r/a.png`, `100x100` -> `c/r/thumbs_a.png/100x100_a.png`."""
+    folder, _, name = key.rpartition("/")
+    return f"{folder}/thumbs_{name}/{size}_{name}"
 
 
 # ============================================================================
@@ -7533,6 +8189,9 @@ class App:
         self.outbox = self.recent_mails = self.apple_names = self.realtime = None
         self.hash_threads = gevent.threadpool.ThreadPool(max(2, os.cpu_count() or 1))      # bcrypt: one a core, so that logins use all of them
         self.file_threads = gevent.threadpool.ThreadPool(8)
+        self.temporary_directory = os.path.join(self.directory, ".pb_temp_to_delete")      # on the storage's disk; emptied by `serve`
+        self.local_storage = LocalStorage(os.path.join(self.directory, "storage"), sync == "full", self.file_threads)
+        self.storage, self.thumbs = self.local_storage, ThumbMaker()
         self._watch_mark = random_text(10, ALPHANUMERIC)
 
     def open(self):
@@ -7541,7 +8200,6 @@ class App:
         self.notify_directory = os.path.join(self.directory, ".notify")
         self.store = Store(os.path.join(self.directory, "data.db"), self.sync, self.query_timeout, LOG.debug if self.dev else None)
         self.logs = Store(os.path.join(self.directory, "auxiliary.db"), "normal", self.query_timeout)
-        self.storage = LocalStorage(os.path.join(self.directory, "storage"), sync=self.sync == "full")
         prepare_directory(self)
         self.reload()
         self.store.on_foreign_change.append(self.reload)
@@ -7552,6 +8210,15 @@ class App:
         self.schema = load_schema(self.store)
         rows = self.store.read("SELECT `value` FROM `_params` WHERE `id`='settings'")
         self.settings = unpack_settings(rows[0][0], self.encryption_key, self.encryption_env)
+        self.storage = self.storage_for(self.settings["s3"], self.local_storage)
+
+    def storage_for(self, s3, local):
+        """The storage that a settings branch `s3` or `backups.s3` asks for; the one in use as long as nothing about it changes."""
+        if not s3["enabled"]:
+            return local
+        if isinstance(self.storage, S3Storage) and self.storage.settings == s3:
+            return self.storage
+        return S3Storage(s3, self.temporary_directory)
 
     def transaction(self, work):
         return self.store.transaction(work)
@@ -7585,6 +8252,7 @@ class App:
 
     def _set_settings(self, settings):
         self.settings = settings
+        self.storage = self.storage_for(settings["s3"], self.local_storage)
         self.events.fire(("settings_reload",), no_work, app=self)
         self.notify("settings")
 
@@ -8454,29 +9122,86 @@ def store_uploads(app, record):
         for _, upload in record.uploads():
             key = file_key(record.collection.id, record.id, upload)
             keys.append(key)
-            in_thread(app.file_threads, app.storage.save, key, upload.source, upload.mime, upload.original)
+            save_upload(app, key, upload)
     except BaseException:
         forget_uploads(app, keys)
         raise
     return keys
 
 
+def save_upload(app, key, upload):
+    """Stores the content of an Upload. 400 when the storage cannot take it."""
+    try:
+        app.storage.run(app.storage.save, key, upload.source, upload.mime, upload.original)
+    except OSError as error:        # a full disk, a storage that refuses
+        LOG.error("%s was not stored: %s", key, error)
+        raise bad_request(raw=str(error)) from None
+
+
 def forget_uploads(app, keys):
+    """Removes saved files again; one that cannot be removed now is left to `remove_orphan_files`."""
     for key in keys:
-        in_thread(app.file_threads, app.storage.delete, key)
+        try:
+            app.storage.run(app.storage.delete, key)
+        except OSError as error:
+            LOG.warning("%s was not removed: %s", key, error)
 
 
 def remove_files(app, collection_id, record_id, names):
     """Deletes stored files and their thumbs in the background."""
-    def work():
+    def work(storage):
         for name in names:
-            app.storage.delete(file_key(collection_id, record_id, name))
-            app.storage.delete_prefix(file_key(collection_id, record_id, f"thumbs_{name}/"))
-    app.file_threads.spawn(work)
+            storage.delete(file_key(collection_id, record_id, name))
+            storage.delete_prefix(file_key(collection_id, record_id, f"thumbs_{name}/"))
+    app.storage.later(work, app.storage)
 
 
 def remove_record_files(app, collection_id, record_id):
-    app.file_threads.spawn(app.storage.delete_prefix, f"{collection_id}/{record_id}/")
+    app.storage.later(app.storage.delete_prefix, f"{collection_id}/{record_id}/")
+
+
+ORPHAN_SECONDS = 86400      # files get this long to be named by a record: uploads are stored before their transaction
+_ORPHAN_CHUNK = 1000
+_COLLECTION_FOLDER = re.compile(r"pbc_[0-9]+").fullmatch
+
+
+def remove_orphan_files(app):
+    """Deletes stored files that no record names, which only a crash between a save and its commit can leave; how many.
+
+    Folders that are no collection's stay, since programs keep files of their own beside, unless their name is one that only
+    collections get."""
+    storage, before, removed = app.storage, time.time() - ORPHAN_SECONDS, 0
+    files = storage.list()
+    while chunk := storage.run(lambda: list(itertools.islice(files, _ORPHAN_CHUNK))):
+        named = _named_files(app, {tuple(file.key.split("/")[:2]) for file in chunk})
+        for file in chunk:
+            if file.modified < before and _is_orphan(app, named, file.key):
+                storage.run(storage.delete, file.key)
+                removed += 1
+    storage.run(storage.delete_leftovers, before)
+    return removed
+
+
+def _named_files(app, places):
+    """{(collection id, record id, name)} of all files that the records at these (collection id, record id) name."""
+    named = set()
+    for collection in app.schema.all:
+        ids = sorted(place[1] for place in places if place[0] == collection.id and len(place) > 1)
+        if ids and collection.file_fields and not collection.is_view:
+            sql = f"SELECT {columns_sql(collection)} FROM {quote_name(collection.name)} WHERE `id` IN (SELECT value FROM json_each(?))"
+            for record in (Record(collection, row) for row in app.store.read(sql, (to_json(ids),))):
+                named.update((collection.id, record.id, name) for field in collection.file_fields for name in field.items(record[field.name]))
+    return named
+
+
+def _is_orphan(app, named, key):
+    """Whether a key `collection/record/name` or `collection/record/thumbs_name/size_name` belongs to no record."""
+    collection_id, *place = key.split("/")
+    if app.schema.find_exact(collection_id) is None:
+        return bool(place) and bool(_COLLECTION_FOLDER(collection_id))
+    if len(place) == 3 and place[1].startswith("thumbs_"):
+        place = [place[0], place[1].removeprefix("thumbs_")]
+    return len(place) == 2 and (collection_id, *place) not in named
 
 
 # ============================================================================
@@ -9764,12 +10489,16 @@ def start_services(app):
     app.outbox = Outbox(lambda error, message: LOG.error("a mail to %s was not sent: %s", ", ".join(address for _, address in message.to), error))
     app.cron = Cron()
     register_system_jobs(app)
+    shutil.rmtree(app.temporary_directory, ignore_errors=True)      # what a crash left of uploads
 
 
 def optimize_databases(app):
     for store in (app.store, app.logs):
         store.checkpoint("TRUNCATE")
     app.store.transaction(lambda tx: tx.heavy("PRAGMA optimize"))
+    removed = remove_orphan_files(app)
+    if removed:
+        LOG.info("removed %d files that no record names", removed)
 
 
 def delete_expired(app, name, option):
@@ -9828,7 +10557,9 @@ class Limits:
 NO_DEADLINE = float("inf")
 RECV_BYTES = 65536
 JOINED_BYTES = 65536       # head and body leave in one copy below this, by sendmsg above
-SENDFILE_BYTES = 1 << 19   # one slice of a file: bounds the time the hub may wait for the disk
+SENDFILE_BYTES = 1 << 20   # one slice of a file; what the disk must deliver first is read in a native thread
+UNSENT_BYTES = 1 << 17     # of a file in the kernel beyond what is on its way: what the client reads is still in the cache (1.7x the throughput)
+_TCP_NOTSENT_LOWAT = 25    # Linux; the socket module names it from Python 3.13 on
 MEMO_ENTRIES = 512
 MEMO_BYTES = 2048          # longer heads are parsed every time
 
@@ -10426,10 +11157,13 @@ class Connection:
 
     def write_file(self, file, offset, length):
         """A part of an open file by sendfile, slice by slice, each after a pass of the hub."""
-        if not hasattr(os, "sendfile"):  # Windows
+        if not hasattr(os, "sendfile") or not isinstance(file, io.FileIO):  # Windows; a file that is not on this disk
             return self.copy_file(file, offset, length)
         out, source, end = self.raw.fileno(), file.fileno(), offset + length
+        if length > UNSENT_BYTES and sys.platform == "linux":
+            self.raw.setsockopt(std_socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         while offset < end:
+            _bring_to_memory(source, offset, min(end - offset, SENDFILE_BYTES))
             try:
                 sent = os.sendfile(out, source, offset, min(end - offset, SENDFILE_BYTES))
             except BlockingIOError:
@@ -10700,6 +11434,20 @@ class Connection:
         if self.writer is not None:
             self.writer.close()
         self.sock.close()
+
+
+def _bring_to_memory(descriptor, offset, length):
+    """Reads a slice of a file in a native thread unless its ends are in the page cache: sendfile would hold the hub until the disk answers."""
+    if not hasattr(os, "RWF_NOWAIT"):       # Linux only
+        return
+    byte = bytearray(1)
+    try:
+        for place in (offset, offset + length - 1):
+            os.preadv(descriptor, (byte,), place, os.RWF_NOWAIT)
+    except BlockingIOError:
+        gevent.get_hub().threadpool.apply(os.pread, (descriptor, length, offset))
+    except OSError:                         # a file system that cannot tell
+        pass
 
 
 class TlsConnection(Connection):
@@ -11110,29 +11858,34 @@ def parse_ranges(text, size):
     return [] if len(ranges) > MAX_RANGES or sum(length for _, length in ranges) > size else ranges
 
 
-def file_response(request, path, content_type="", extra_headers=(), modified=None, *, file=None):
+def file_response(request, path, content_type="", extra_headers=(), modified=None, *, file=None, size=None):
     """A file under the request's conditions and ranges, as a Response: 200, 206, 304, 412 or 416. `content_type` "" means: find out;
-    `modified` is in epoch seconds, default the file's own. Raises OSError when there is no such regular file."""
+    `modified` is in epoch seconds and `size` in bytes, default the file's own. Raises OSError when there is no such regular file."""
     file = file or open_regular(path)
-    info = os.fstat(file.fileno())
-    modified = int(info.st_mtime if modified is None else modified)
+    if size is None:
+        info = os.fstat(file.fileno())
+        size, modified = info.st_size, info.st_mtime if modified is None else modified
+    modified = int(modified)
     extra = [*extra_headers, ("Last-Modified", _http_date(modified))]
+    content_type = content_type or content_type_of(path, file)
     status = _condition(request, modified)
     if status:
         file.close()
-        return Response(status, extra)
-    content_type = content_type or content_type_of(path, file)
+        return Response(status, extra if status == 304 else [("Content-Type", content_type), *extra])
     try:
-        ranges = parse_ranges(request.header("range"), info.st_size) if _wants_range(request, modified) else []
+        ranges = parse_ranges(request.header("range"), size) if _wants_range(request, modified) else []
     except ValueError as exc:
         file.close()
-        return _unsatisfiable(extra, str(exc), info.st_size)
+        return _unsatisfiable(extra, str(exc), size)
     headers = [("Accept-Ranges", "bytes"), ("Content-Type", content_type), *extra]
     if len(ranges) > 1:
-        return _multipart_ranges(file, info.st_size, ranges, content_type, headers)
+        return _multipart_ranges(file, size, ranges, content_type, headers)
     if ranges:
-        headers.append(_content_range(*ranges[0], info.st_size))
-    offset, length = ranges[0] if ranges else (0, info.st_size)
+        headers.append(_content_range(*ranges[0], size))
+    offset, length = ranges[0] if ranges else (0, size)
+    if request.method == "HEAD":        # nothing to read, which matters where reading costs a request
+        file.close()
+        return Response(206 if ranges else 200, headers, iter(()), length)
     return Response(206 if ranges else 200, headers, _file_part(file, path, offset, length))
 
 
@@ -12160,7 +12913,9 @@ def _same_or_allowed_origin(broker, request):
 
 BODY_LIMIT = 32 << 20               # bytes of a request body unless a route knows better
 FORM_TEXT_LIMIT = 64 << 20          # bytes of a multipart form's text parts
-FORM_SPOOL = 1 << 20                # bytes of an uploaded part kept in memory before it goes to a temporary file
+FORM_READ = 1 << 18                 # bytes asked of the connection at once
+FORM_PARTS = 1000                   # parts of a multipart form, as PocketBase
+FORM_PART_HEAD = 64 << 10           # bytes of one part's header fields; names of 10 kB are met
 BATCH_BODY_LIMIT = 128 << 20
 TRUE_TEXTS = ("1", "t", "T", "TRUE", "true", "True")
 FALSE_TEXTS = ("0", "f", "F", "FALSE", "false", "False")
@@ -12333,24 +13088,134 @@ def _form_data(values, query=None):
 
 
 def _multipart_form(call, limit):
-    """Text parts as data; file parts become `call.uploads`, spooled to disk when large."""
+    """Text parts as data; file parts become `call.uploads`, written to disk while they come in when they are large."""
     request = call.request
     if request.content_length is not None and request.content_length > limit:
         raise too_large()
-    _, options = bottle._parse_http_header(request.header("content-type"))[0]
-    stream = LimitedStream(request.stream, limit)
-    values = {}
+    values, room = {}, FORM_TEXT_LIMIT
     try:
-        parser = bottle._MultipartParser(stream, options.get("boundary", ""), request.content_length or -1, charset="utf8",
-                                         disk_limit=limit + 1, mem_limit=FORM_TEXT_LIMIT, memfile_limit=FORM_SPOOL)
-        for part in parser.parse():
-            if part.filename is None:
-                values.setdefault(part.name or "", []).append(part.value)
-            elif part.name:
-                call.uploads.append((part.name, new_upload(part.filename, part.size, part.file)))
-    except (bottle.MultipartError, UnicodeDecodeError, ValueError) as error:
+        _, options = bottle._parse_http_header(request.header("content-type"))[0]
+        form = MultipartForm(LimitedStream(request.stream, limit).read, options.get("boundary", ""))
+        for name, filename in form:
+            if filename and name:
+                call.uploads.append((name, new_upload(filename, _receive_file(call.app, form))))
+                continue
+            text = form.text(room)
+            room -= len(text)
+            if name:
+                values.setdefault(name, []).append(text.decode("utf-8"))
+    except (MultipartError, ValueError) as error:
         raise bad_request(raw=str(error)) from None
     return _form_data(values, call.query)
+
+
+def _receive_file(app, form):
+    """The file that the current part of a form holds."""
+    received = ReceivedFile(app.temporary_directory, app.file_threads)
+    try:
+        for piece in form.content():
+            received.write(piece)
+        received.finish()
+    except BaseException:
+        received.close()
+        raise
+    return received
+
+
+class MultipartError(ValueError):
+    """A body that is not the multipart form it claims to be."""
+
+
+class MultipartForm:
+    """The parts of a multipart/form-data body (RFC 7578) in order, each read before the next: the boundary is searched for in whole
+    blocks, so that a file costs no work a line.
+
+        for name, filename in form:         # filename None or "": a text
+            text = form.text(1000)          # or: for piece in form.content(): ...
+    """
+
+    def __init__(self, read, boundary):
+        if not 0 < len(boundary) <= 70:     # RFC 2046 5.1.1
+            raise MultipartError("no boundary, or no valid one")
+        self.read, self.mark, self.buffer = read, b"\r\n--" + boundary.encode("latin-1", "replace"), b"\r\n"
+
+    def __iter__(self):
+        for _ in self.content():            # what precedes the first boundary means nothing
+            pass
+        for _ in range(FORM_PARTS):
+            if self._at_end():
+                return
+            yield self._part_head()
+        if not self._at_end():
+            raise MultipartError("too many parts")
+
+    def content(self):
+        """The pieces of what comes before the next boundary, which is then behind us."""
+        mark, keep = self.mark, len(self.mark)
+        while True:
+            at = self.buffer.find(mark)
+            while at >= 0 and at + keep == len(self.buffer):
+                self._more()
+            if at >= 0:
+                piece, rest = self.buffer[:at], self.buffer[at + keep:]
+                if rest[:1] in b" \t\r\n-":
+                    self.buffer = rest
+                    if piece:
+                        yield piece
+                    return
+                yield self.buffer[:at + keep]               # a longer word that begins like the boundary
+                self.buffer = rest
+            else:
+                if len(self.buffer) > keep:
+                    piece, self.buffer = self.buffer[:-keep], self.buffer[-keep:]
+                    yield piece
+                self._more()
+
+    def text(self, limit):
+        """The content as bytes, at most `limit` of them."""
+        pieces = []
+        for piece in self.content():
+            limit -= len(piece)
+            if limit < 0:
+                raise MultipartError("the texts are too long")
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _more(self):
+        data = self.read(FORM_READ)
+        if not data:
+            raise MultipartError("unexpected end of the form")
+        self.buffer += data
+
+    def _at_end(self):
+        """Whether the boundary just passed is the last one: `--` follows."""
+        while len(self.buffer) < 2:
+            self._more()
+        return self.buffer[:2] == b"--"
+
+    def _part_head(self):
+        """(name, filename) of the part that begins here; the blanks that may follow a boundary are part of the search."""
+        while (end := self.buffer.find(b"\r\n\r\n")) < 0:
+            if len(self.buffer) > FORM_PART_HEAD:
+                raise MultipartError("a part's header is too long")
+            self._more()
+        padding, *lines = re.sub(rb"\r\n[ \t]+", b" ", self.buffer[:end]).split(b"\r\n")
+        self.buffer = self.buffer[end + 4:]
+        if padding.strip(b" \t") or not all(b":" in line for line in lines):
+            raise MultipartError("a part's header is broken")
+        fields = {name.strip().lower(): value for name, _, value in (line.partition(b":") for line in lines)}
+        return _disposition(fields.get(b"content-disposition", b"").decode("utf-8", "replace"))
+
+
+def _disposition(text):
+    """`form-data; name="a"; filename="b.txt"` -> ("a", "b.txt"); a name for an encoded filename* too (RFC 5987), None where one is missing."""
+    kind, options = bottle._parse_http_header(text)[0]
+    if kind.lower() != "form-data":
+        return None, None
+    encoded = options.get("filename*", "")
+    if encoded.lower().startswith("utf-8'"):
+        options["filename"] = unquote(encoded[6:].partition("'")[2], errors="replace")
+    return options.get("name"), options.get("filename")
 
 
 class LimitedStream:
@@ -12367,12 +13232,9 @@ class LimitedStream:
         return data
 
 
-def new_upload(filename, size, source):
-    """An Upload of a multipart file part; its type is found by content."""
-    source.seek(0)
-    head = source.read(SNIFF_BYTES)
-    source.seek(0)
-    return Upload.of(stored_name(filename, head), filename, size, sniff_type(head), source)
+def new_upload(filename, source):
+    """An Upload of a ReceivedFile; its type is found by content."""
+    return Upload.of(stored_name(filename, source.head), filename, source.size, sniff_type(source.head), source)
 
 
 def parse_int(text, default):
@@ -12464,6 +13326,10 @@ class Boundary:
             raise
         except Exception as error:
             return error_response(unexpected(error, request))
+        finally:
+            if call is not None:
+                for _, upload in call.uploads:
+                    upload.source.close()
 
     def limit_rate(self, call, endpoint, arguments):
         app = self.app
@@ -12808,7 +13674,7 @@ class RecordWrite:
         for upload in uploads:
             key = file_key(self.collection.id, id, upload)
             self.keys[upload] = key
-            in_thread(self.app.file_threads, self.app.storage.save, key, upload.source, upload.mime, upload.original)
+            save_upload(self.app, key, upload)
 
     def _hash_passwords(self):
         for field in self.collection.fields:
@@ -13126,9 +13992,8 @@ class Batch:
         for part, upload in self.call.uploads:
             match = re.fullmatch(rf"requests(?:\.{index}\.|\[{index}\]\.)(.+)", part)
             if match:
-                head = upload.source.read(SNIFF_BYTES)
-                upload.source.seek(0)
-                found.append((match[1], Upload.of(stored_name(str(upload), head), upload.original, upload.size, upload.mime, upload.source)))
+                name = stored_name(str(upload), upload.source.head)
+                found.append((match[1], Upload.of(name, upload.original, upload.size, upload.mime, upload.source)))
         return found
 
     @staticmethod
@@ -13301,7 +14166,7 @@ def remove_collection(call, name):
             tx.touch(table)
         app.adopt_schema(tx, schema)
         if collection.file_fields:
-            tx.after_commit(app.file_threads.spawn, app.storage.delete_prefix, collection.id + "/")
+            tx.after_commit(app.storage.later, app.storage.delete_prefix, collection.id + "/")
     call.fire("collection_delete_request", lambda e: app.schema_transaction(work), collection=collection)
 
 
@@ -13913,7 +14778,7 @@ def _fetch_avatar(collection, call, user):
     except (FetchError, OSError, ValueError) as error:
         LOG.info("no avatar from %s: %s", url, error)
         return
-    upload = new_upload(unquote(urlsplit(url).path.rpartition("/")[2]) or "avatar", len(data), io.BytesIO(data))
+    upload = new_upload(unquote(urlsplit(url).path.rpartition("/")[2]) or "avatar", ReceivedFile.of(data))
     call.uploads.append((name, upload))
 
 
@@ -13943,6 +14808,21 @@ def generate_apple_client_secret(call):
 # ---- test mails, jobs
 
 _TEST_MAIL_FORM = {"email": "text", "template": "text", "collection": "text"}
+
+
+@route("POST", "/api/settings/test/s3")
+def try_s3_settings(call):
+    """POST /api/settings/test/s3"""
+    call.need_superuser()
+    app, form = call.app, read_form(call, {"filesystem": "text"})
+    check_form(form, {"filesystem": (required, one_of("storage", "backups"))}, "Failed to test the S3 filesystem.")
+    s3 = app.settings["s3"] if form["filesystem"] == "storage" else app.settings["backups"]["s3"]
+    try:
+        if not s3["enabled"]:
+            raise OSError("S3 storage filesystem is not enabled")
+        try_storage(app.storage_for(s3, app.local_storage))
+    except (OSError, ValueError) as error:
+        raise bad_request(f"Failed to test the S3 filesystem. Raw error: \n{error}") from None
 
 
 @route("POST", "/api/settings/test/email")
@@ -14013,7 +14893,24 @@ def download_file(call, name, id, filename):
     if source is None:
         raise not_found()
     owner = _file_owner(app, source, collection, id, filename)
-    return send_stored_file(call, file_key(source[0].id, owner, filename), filename)
+    key = file_key(source[0].id, owner, filename)
+    try:
+        return send_stored_file(call, app.storage, *_wanted_file(call, field, key, filename))
+    except (OSError, ValueError) as error:
+        if not isinstance(error, FileNotFoundError):
+            LOG.warning("%s cannot be served: %s", key, error)
+        raise not_found() from None
+
+
+def _wanted_file(call, field, key, filename):
+    """(StoredFile, name to serve it under): the thumb that `thumb` asks for, if the field has such and it can be made; else the file itself."""
+    storage, size = call.app.storage, call.param("thumb")
+    found = storage.stat(key)
+    if found.content_type in THUMB_TYPES and (size == DEFAULT_THUMB or size in field.thumbs):
+        thumb = thumb_key(key, size)
+        if storage.exists(thumb) or call.app.thumbs.ensure(storage, found, thumb, size):
+            return storage.stat(thumb), f"{size}_{filename}"
+    return found, filename
 
 
 def _may_see_file(call, collection, id):
@@ -14043,17 +14940,15 @@ def _file_owner(app, source, collection, id, filename):
     return rows[0][0]
 
 
-def send_stored_file(call, key, name):
-    """A stored object as an answer, with ranges, conditions and the headers that keep it harmless."""
-    storage = call.app.storage
-    try:
-        path = storage.path(key)
-        headers = served_headers(storage.content_type(key), name, call.param("download") in TRUE_TEXTS)
-    except (OSError, ValueError):
-        raise not_found() from None
+def send_stored_file(call, storage, found, name):
+    """A StoredFile as an answer, with ranges, conditions and the headers that keep it harmless. OSError when it cannot be read."""
+    headers = served_headers(found.content_type, name, call.param("download") in TRUE_TEXTS)
     content_type = headers.pop("Content-Type")
-    headers = (*headers.items(), *[h for h in SECURITY_HEADERS if h[0] != "X-Frame-Options"])
-    return file_response(call.request, path, content_type, headers)
+    headers = (*headers.items(), *_FILE_SECURITY_HEADERS)
+    return file_response(call.request, found.path, content_type, headers, found.modified, file=storage.open(found.key), size=found.size)
+
+
+_FILE_SECURITY_HEADERS = [header for header in SECURITY_HEADERS if header[0] != "X-Frame-Options"]
 
 
 # ============================================================================
@@ -14499,8 +15394,8 @@ def help_text(chosen):
     if chosen and chosen.example:
         lines += ["", "Examples:", chosen.example]
     if inner:
-        width = max(len(w.rpartition(" ")[2]) for w in inner) + 1
-        lines += ["", "Available Commands:", *[f"  {w.rpartition(' ')[2]:{width}}  {c.summary}" for w, c in inner.items()]]
+        width = max(11, *(len(w.rpartition(" ")[2]) for w in inner))
+        lines += ["", "Available Commands:", *[f"  {w.rpartition(' ')[2]:{width}} {c.summary}" for w, c in inner.items()]]
     own = {"help": ("bool", False, f"help for {words.rpartition(' ')[2] or NAME}"), **(chosen.flags if chosen else GLOBAL_FLAGS)}
     if chosen is None:
         own["version"] = ("bool", False, f"version for {NAME}")

@@ -11,6 +11,7 @@ import re
 import select
 import socket
 import time
+from types import SimpleNamespace
 
 import jwt
 import pytest
@@ -611,6 +612,10 @@ limit("a collection is named by its id where the rule has its path", "400 429", 
       [LOGIN, ("POST", "/api/collections/_pb_users_auth_/auth-with-password")])
 limit("a collection's name is written in capitals where the rule has its path", "400 429", [(LOGIN[1], "", 1), ("/api/", "", 100)],
       [LOGIN, ("POST", "/api/collections/USERS/auth-with-password")])
+limit("a collection is named by its id where the rule has the path of its files", "404 429", [("/api/files/users/", "", 1), ("/api/", "", 100)],
+      [("GET", "/api/files/users/a/b"), ("GET", "/api/files/_pb_users_auth_/a/b")])
+limit("a collection is named by its name where the rule has its id", "200 429", [("/api/collections/_pb_users_auth_/auth-methods", "", 1), ("/api/", "", 100)],
+      [("GET", "/api/collections/_pb_users_auth_/auth-methods"), ("GET", "/api/collections/users/auth-methods")])
 limit("a path is written with percent signs", "200 429 429 429", [("/api/health", "", 1)],
       [HEALTH, HEALTH, ("GET", "/api/%68ealth"), ("GET", "/%61pi/health")])
 limit("a prefix is written with percent signs", "200 429 429", [("/api/", "", 1)], [HEALTH, HEALTH, ("GET", "/%61pi/health")])
@@ -649,6 +654,17 @@ def test_case_26_a_window_ends_though_the_clock_was_set_back(monkeypatch):
     steady = time.monotonic()
     monkeypatch.setattr(pocketbase.time, "monotonic", lambda: steady + 6)
     assert windows.allow("a", 1, 5)
+
+
+def test_case_26_a_pause_between_mails_ends_though_the_clock_was_set_back(monkeypatch):
+    user = SimpleNamespace(id="x", collection=SimpleNamespace(id="y"))
+    mails, wall, steady = pocketbase.RecentMails(), time.time(), time.monotonic()
+    assert not mails.recent("reset", user)
+    mails.note("reset", user)
+    assert mails.recent("reset", user)
+    monkeypatch.setattr(pocketbase.time, "time", lambda: wall - 3600)
+    monkeypatch.setattr(pocketbase.time, "monotonic", lambda: steady + pocketbase.MAIL_PAUSE + 1)
+    assert not mails.recent("reset", user)
 
 
 # ---- mails
@@ -692,7 +708,7 @@ for _address in ("evil@example.com\r\nBcc: x@example.com", "a@example.com,b@exam
         return api.post("/api/collections/users/request-email-change", {"newEmail": address}, token=api.login("users", _email(api, new_user(api))))
 
 
-@attack("mails", "a name is written in the language of templates", "as it was typed")
+@attack("mails", "a name is written in the language of templates", "as it was typed", beyond)
 def _(api, mailbox):
     name, typed = f"named{next(_numbers)}", "{TOKEN} {{7*7}} ${7*7} <%= 7*7 %> #{7*7} {RECORD:tokenKey} %s {0.__class__}"
     api.make(name, ["title"], type="auth", verificationTemplate={"subject": "{RECORD:title}", "body": "<p>{RECORD:title}</p>{TOKEN}"})

@@ -141,6 +141,7 @@ def test_templates_of_a_collection_are_used_with_their_placeholders(api, mailbox
     assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+\{OTP\}" if option[0] != "otp" else r"\{TOKEN\}\d{8}", shown[-1])
 
 
+@beyond
 def test_a_name_that_is_a_placeholder_brings_no_token_into_the_subject(api, mailbox):
     name = f"templated{next(_numbers)}"
     api.make(name, ["title"], type="auth", verificationTemplate={"subject": "Hi {RECORD:title}", "body": "{RECORD:title} {TOKEN}"})
@@ -149,6 +150,7 @@ def test_a_name_that_is_a_placeholder_brings_no_token_into_the_subject(api, mail
     assert mailbox.letter(user["email"]).subject == "Hi {TOKEN} {RECORD:tokenKey}"
 
 
+@beyond
 def test_a_second_verification_mail_within_two_minutes_is_not_sent(api, mailbox):
     user = new_user(api)
     for _ in range(3):
@@ -278,6 +280,7 @@ def test_a_reset_token_is_for_its_own_collection(api, mailbox):
     assert refusal(ask(api, "confirm-password-reset", reset(token), "others")) == (400, {"token": "validation_token_collection_mismatch"})
 
 
+@beyond
 def test_a_second_reset_mail_within_two_minutes_is_not_sent(api, mailbox):
     user = new_user(api)
     for _ in range(3):

@@ -235,6 +235,83 @@ def test_superusers_cannot_be_opened_to_providers(api, idp):
     assert changed.status == 200 and changed.json["oauth2"]["enabled"] is False and changed.json["oauth2"]["providers"] == []
 
 
+# ---- the browser is sent back to the server, which tells the waiting client
+
+GOOD, BAD = ("../_/#/auth/oauth2-redirect-" + word for word in ("success", "failure"))
+
+
+def redirected(api, headers=None, **query):
+    """(status, where the browser goes next) of a visit to the redirect address."""
+    answer = api.get("/api/oauth2-redirect", params=query, headers=headers)
+    assert answer.body == b""
+    return answer.status, answer.headers["Location"]
+
+
+def test_the_waiting_client_gets_the_code_from_the_redirect_address(api, idp):
+    with api.events("@oauth2") as client:
+        method, ann = method_of(api), person()
+        address = method["authURL"].replace(method["state"], client.client_id) + idp.callback
+        back = idp.visit(address, ann)
+        assert redirected(api, **back) == (307, GOOD)
+        assert client.next() == ("@oauth2", {"state": client.client_id, "code": back["code"]})
+        assert present(api, back["code"], method["codeVerifier"]).json["record"]["email"] == ann["email"]
+
+
+def test_case_23_a_redirect_serves_once(api):
+    with api.events("@oauth2") as client:
+        assert redirected(api, state=client.client_id, code="first") == (307, GOOD)
+        assert redirected(api, state=client.client_id, code="second") == (307, BAD)
+        assert client.next()[1]["code"] == "first"
+        client.subscribe("@oauth2")
+        assert redirected(api, state=client.client_id, code="third") == (307, GOOD)
+        assert client.next()[1]["code"] == "third"    # and the second never came
+
+
+@pytest.mark.parametrize("query", [{}, {"state": "", "code": "x"}, {"state": "guessed", "code": "x"}, {"code": "x"}, {"state": "x" * 10_000, "code": "x"}, {"state": "a\0b", "code": "x"}])
+def test_case_23_a_guessed_state_is_refused(api, query):
+    assert redirected(api, **query) == (307, BAD)
+
+
+def test_case_23_a_client_that_waits_for_no_sign_in_gets_no_code(api):
+    with api.events("users/*") as client:
+        assert redirected(api, state=client.client_id, code="x") == (307, BAD)
+        client.subscribe("@oauth2")
+        assert redirected(api, state=client.client_id, code="mine") == (307, GOOD)
+        assert client.next()[1]["code"] == "mine"
+
+
+def test_case_23_a_redirect_from_another_address_is_refused_and_burns_the_state(api):
+    api.settings(trustedProxy={"headers": ["X-Real-Ip"], "useLeftmostIP": False})
+    try:
+        with api.events("@oauth2") as client:
+            assert redirected(api, {"X-Real-Ip": "10.0.0.9"}, state=client.client_id, code="planted") == (307, BAD)
+            assert redirected(api, state=client.client_id, code="mine") == (307, BAD)
+            client.subscribe("@oauth2")
+            assert redirected(api, state=client.client_id, code="again") == (307, GOOD)
+            assert client.next()[1]["code"] == "again"
+    finally:
+        api.settings(trustedProxy={"headers": [], "useLeftmostIP": False})
+
+
+@pytest.mark.parametrize("query, told", [({"error": "access_denied"}, {"code": "", "error": "access_denied"}), ({}, {"code": ""}), ({"code": "x", "error": "e"}, {"code": "x", "error": "e"})])
+def test_a_refusal_of_the_provider_reaches_the_waiting_client(api, query, told):
+    with api.events("@oauth2") as client:
+        assert redirected(api, state=client.client_id, **query) == (307, BAD)
+        assert client.next() == ("@oauth2", {"state": client.client_id, **told})
+
+
+def test_providers_may_post_to_the_redirect_address(api):
+    with api.events("@oauth2") as client:
+        answer = api.post("/api/oauth2-redirect", urlenc={"state": client.client_id, "code": "123456"})
+        assert (answer.status, answer.headers["Location"]) == (303, GOOD)
+        assert client.next() == ("@oauth2", {"state": client.client_id, "code": "123456"})
+
+
+def test_case_23_the_redirect_address_sends_nobody_elsewhere(api):
+    for query in ({"redirect": "https://evil.example.com"}, {"redirect_uri": "//evil.example.com"}, {"state": "//evil.example.com", "error": "\r\nLocation: http://evil.example.com"}):
+        assert redirected(api, {"Host": "evil.example.com", "X-Forwarded-Host": "evil.example.com"}, **query) == (307, BAD)
+
+
 # ---- id tokens of a provider that lies
 
 @pytest.fixture
@@ -706,8 +783,7 @@ def test_case_34_a_public_picture_that_redirects_inside_the_network_is_not_follo
 @beyond
 def test_a_picture_of_a_kind_that_the_field_does_not_take_is_not_stored(outdoors, liar):
     liar.files["/ann.png"] = 200, {"Content-Type": "image/png"}, b"<html><script>alert(1)</script></html>"
-    refused = picture_of(outdoors, liar, "/ann.png")
-    assert refusal(refused) == (400, {"avatar": "validation_invalid_mime_type"})
+    assert refusal(picture_of(outdoors, liar, "/ann.png")) == (400, {"avatar": "validation_invalid_mime_type"})
     assert outdoors.db("select count(*) from users where email = ?", liar.user["email"]) == [(0,)]
 
 
