@@ -10141,13 +10141,13 @@ class RecentMails:
         self._sent = {}
 
     def recent(self, kind, record):
-        return time.time() - self._sent.get((kind, record.collection.id, record.id), 0) < MAIL_PAUSE
+        return time.monotonic() < self._sent.get((kind, record.collection.id, record.id), float("-inf")) + MAIL_PAUSE
 
     def note(self, kind, record):
         if len(self._sent) >= 10000:
-            old = time.time() - MAIL_PAUSE
+            old = time.monotonic() - MAIL_PAUSE
             self._sent = {key: at for key, at in self._sent.items() if at > old}
-        self._sent[kind, record.collection.id, record.id] = time.time()
+        self._sent[kind, record.collection.id, record.id] = time.monotonic()
 
     def forget(self, kind, record):
         self._sent.pop((kind, record.collection.id, record.id), None)
@@ -10409,22 +10409,24 @@ class RateLimiter:
 
     @staticmethod
     def _labels(call, tags, collection):
-        labels = [f"{collection.name}:{tag}" for tag in tags] + [f"*:{tag}" for tag in tags] if collection else []
+        labels = [(f"{collection.name}:{tag}",) for tag in tags] + [(f"*:{tag}",) for tag in tags] if collection else []
         path = call.request.path if call.request is not None else call.path
-        if collection is not None and path.startswith("/api/collections/"):       # by whatever spelling or id the path names it
-            path = "/".join(("/api/collections", collection.name, *path.split("/")[4:]))
-        return [*labels, f"{call.method} {path}", path]
+        paths = (path,)
+        if collection is not None:          # /api/collections/NAME/..., /api/files/NAME/...: by name or id, whatever the path and the rule have
+            parts = path.split("/")
+            paths = tuple("/".join((*parts[:3], name, *parts[4:])) for name in (collection.name, collection.id))
+        return [*labels, tuple(f"{call.method} {path}" for path in paths), paths]
 
     @staticmethod
     def _rule(rules, labels, authenticated):
         """The first fitting rule: label by label, exact ones before prefixes (`/api/`)."""
         fits = [r for r in rules if r["audience"] == "" or (r["audience"] == "@auth") == authenticated]
-        for label in labels:
+        for spellings in labels:
             for rule in fits:
-                if rule["label"] == label:
+                if rule["label"] in spellings:
                     return rule
             for rule in fits:
-                if rule["label"].endswith("/") and (label + "/").startswith(rule["label"]):
+                if rule["label"].endswith("/") and any((label + "/").startswith(rule["label"]) for label in spellings):
                     return rule
         return None
 
