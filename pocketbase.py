@@ -10560,8 +10560,8 @@ NO_DEADLINE = float("inf")
 RECV_BYTES = 65536
 JOINED_BYTES = 65536       # head and body leave in one copy below this, by sendmsg above
 SENDFILE_BYTES = 1 << 20   # one slice of a file; what the disk must deliver first is read in a native thread
-UNSENT_BYTES = 1 << 17     # of a file in the kernel beyond what is on its way: what the client reads is still in the cache (1.7x the throughput)
-_TCP_NOTSENT_LOWAT = 25    # Linux; the socket module names it from Python 3.13 on
+LOCAL_SEND_BYTES = 1 << 17     # of a file under way to a client or proxy on this machine: no distance to fill, and what it reads
+_LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")     # is still in the cache
 MEMO_ENTRIES = 512
 MEMO_BYTES = 2048          # longer heads are parsed every time
 
@@ -11162,8 +11162,8 @@ class Connection:
         if not hasattr(os, "sendfile") or not isinstance(file, io.FileIO):  # Windows; a file that is not on this disk
             return self.copy_file(file, offset, length)
         out, source, end = self.raw.fileno(), file.fileno(), offset + length
-        if length > UNSENT_BYTES and sys.platform == "linux":
-            self.raw.setsockopt(std_socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        if length > LOCAL_SEND_BYTES and self.peer[0] in _LOOPBACK:
+            self.raw.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_SNDBUF, LOCAL_SEND_BYTES)
         while offset < end:
             _bring_to_memory(source, offset, min(end - offset, SENDFILE_BYTES))
             try:
@@ -11869,11 +11869,11 @@ def file_response(request, path, content_type="", extra_headers=(), modified=Non
         size, modified = info.st_size, info.st_mtime if modified is None else modified
     modified = int(modified)
     extra = [*extra_headers, ("Last-Modified", _http_date(modified))]
-    content_type = content_type or content_type_of(path, file)
     status = _condition(request, modified)
     if status:
         file.close()
-        return Response(status, extra if status == 304 else [("Content-Type", content_type), *extra])
+        return Response(status, [("Content-Type", content_type), *extra] if content_type and status == 412 else extra)
+    content_type = content_type or content_type_of(path, file)
     try:
         ranges = parse_ranges(request.header("range"), size) if _wants_range(request, modified) else []
     except ValueError as exc:
