@@ -4005,7 +4005,6 @@ def thumb_key(key, size):
 # text) and one in the database; `store` and `load` go between them.  Records never
 # branch on a type; they ask the field.
 
-FIELD_NAME_PATTERN = r"^\w+$"
 RESERVED_FIELD_NAMES = frozenset("null true false _rowid_ collectionId collectionName expand".split())
 SAFE_INT = 9007199254740991         # 2**53 - 1: the largest whole number that JSON clients can hold
 DEFAULT_TEXT_MAX = 5000             # characters
@@ -6909,7 +6908,6 @@ FORCED_FLAGS = {
     "verified": {"system": True},
 }
 SUPERUSERS = "_superusers"
-SUPERUSERS_ID = "pbc_3142635823"
 
 
 class Collection:
@@ -8667,9 +8665,6 @@ def fetch_rows(app, db, info, collection, ids):
 
 # ---- who sees an e-mail address
 
-_ALL_SHOWN = itertools.repeat(True)
-
-
 def emails_shown(app, db, info, collection, rows):
     """Per row whether the caller may see its e-mail: it is public, the caller's own, or the caller manages the record."""
     if not collection.is_auth:
@@ -8889,14 +8884,6 @@ _SAVE_EVENTS = {verb: ((f"record_{verb}", f"model_{verb}"), (f"record_{verb}_exe
                 for verb in ("create", "update", "delete")}
 
 
-class UniqueError(Exception):
-    """A save that hit a UNIQUE index; `columns` of it."""
-
-    def __init__(self, columns):
-        super().__init__(columns)
-        self.columns = columns
-
-
 def save_record(app, tx, record, validate=True, info=None):
     """Creates or updates inside a transaction: fill in, validate, write, events; raises ApiError 400 with the field errors."""
     verb = "create" if record.is_new else "update"
@@ -9110,23 +9097,6 @@ def _unlink_one(app, tx, record, holder, field, id):
 
 def file_key(collection_id, record_id, name):
     return f"{collection_id}/{record_id}/{name}"
-
-
-def store_uploads(app, record):
-    """Saves the files that a record brings, before its transaction: a crash can leave a file without a row, never a row without its file.
-
-    Returns the keys, to be removed again when the save fails.
-    """
-    keys = []
-    try:
-        for _, upload in record.uploads():
-            key = file_key(record.collection.id, record.id, upload)
-            keys.append(key)
-            save_upload(app, key, upload)
-    except BaseException:
-        forget_uploads(app, keys)
-        raise
-    return keys
 
 
 def save_upload(app, key, upload):
@@ -13048,6 +13018,11 @@ def read_body(call, limit, long_is_413):
 _BROKEN_FORM = re.compile(rb"%(?![0-9a-fA-F]{2})|;").search
 
 
+def unreadable(error, message):
+    """What a route answers when `call.data` failed: its own text, but 413 for a body that is too long."""
+    return error if error.status == 413 else bad_request(message, raw=error.raw)
+
+
 def _json_object(body):
     try:
         data = parse_json(body)
@@ -13923,7 +13898,7 @@ def _load_batch(call, settings):
     limit = settings["maxBodySize"] if settings["maxBodySize"] > 0 else BATCH_BODY_LIMIT
     if (call.request.content_length or 0) > limit:
         raise too_large()
-    unreadable = "Failed to read the submitted batch data."
+    message = "Failed to read the submitted batch data."
     try:
         data = call.data(limit)
         items = next((v for k, v in data.items() if k.lower() == "requests"), None)
@@ -13931,9 +13906,9 @@ def _load_batch(call, settings):
         if not isinstance(items, (list, type(None))) or not all(isinstance(r[k], (dict, type(None))) for r in requests_ for k in ("headers", "body")):
             raise ShapeError("requests must be a list of objects")
     except ApiError as error:
-        raise (error if error.status == 413 else bad_request(unreadable, raw=error.raw)) from None
+        raise unreadable(error, message) from None
     except (ShapeError, AttributeError, TypeError) as error:
-        raise bad_request(unreadable, raw=str(error)) from None
+        raise bad_request(message, raw=str(error)) from None
     errors = first_error(requests_, required, length(0, settings["maxRequests"]))
     if errors is None:
         errors = {str(i): e for i, r in enumerate(requests_) if (e := collect_errors(r, _BATCH_CHECKS))}
@@ -14091,7 +14066,7 @@ def _collection_body(call, message):
     try:
         return call.data()
     except ApiError as error:
-        raise (error if error.status == 413 else bad_request(message, raw=error.raw)) from None
+        raise unreadable(error, message) from None
 
 
 @route("POST", "/api/collections")
@@ -14203,7 +14178,7 @@ def import_all_collections(call):
     try:
         form = load_form(_IMPORT_SHAPE, call.data())
     except ApiError as error:
-        raise (error if error.status == 413 else bad_request(loading, raw=error.raw)) from None
+        raise unreadable(error, loading) from None
     items = form["collections"]
     if not isinstance(items, (list, type(None))) or not all(isinstance(item, dict) for item in items or ()):
         raise bad_request(loading)
@@ -14245,7 +14220,7 @@ def dry_run_view(call):
     try:
         form = load_form(_DRY_RUN_SHAPE, call.data())
     except ApiError as error:
-        raise (error if error.status == 413 else bad_request("An error occurred while loading the submitted data.", raw=error.raw)) from None
+        raise unreadable(error, "An error occurred while loading the submitted data.") from None
     check_form(form, {"query": (required, length(0, 5000))})
     app = call.app
     try:
@@ -14277,7 +14252,7 @@ def update_settings(call):
         data = call.data()
         settings = fit_object(SETTINGS_SHAPE, _undotted(data), copy.deepcopy(app.settings), fold=True)
     except ApiError as error:
-        raise (error if error.status == 413 else bad_request(loading, raw=error.raw)) from None
+        raise unreadable(error, loading) from None
     except ShapeError as error:
         raise bad_request(loading, raw=str(error)) from None
     errors = check_settings(settings)
@@ -14339,7 +14314,7 @@ def read_form(call, shape):
     try:
         data = call.data()
     except ApiError as error:
-        raise (error if error.status == 413 else bad_request("An error occurred while loading the submitted data.", raw=error.raw)) from None
+        raise unreadable(error, "An error occurred while loading the submitted data.") from None
     if not call.request.header("content-type").startswith("application/json"):
         data = {name: cast_text(value) if shape.get(name) == "text" else value for name, value in data.items()}
     return load_form(shape, data)
@@ -14459,7 +14434,6 @@ def impersonate(call, name, id):
 
 # ---- mailed links
 
-EMAIL_FORM = {"email": "text"}
 EMAIL_CHECKS = (required, length(1, 255), satisfies(lambda v: is_email(v), "validation_is_email"))
 
 
