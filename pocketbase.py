@@ -105,9 +105,31 @@ import gevent.threadpool
 #  1. Basics
 # ============================================================================
 # What every chapter may lean on and that knows nothing of the product: the log,
-# the clock as text, encryption.
+# the clock as text, memory of what was worked out before, encryption.
 
 LOG = logging.getLogger("pocketbase")
+
+
+class Memo(dict):
+    """A dict of what can be worked out again: emptied when it holds `limit` (entries, or bytes where `keep` is told the sizes)."""
+
+    __slots__ = ("limit", "held")
+
+    def __init__(self, limit):
+        self.limit, self.held = limit, 0
+
+    def keep(self, key, value, size=1):
+        """Remembers and returns the value; what would fill an eighth of the room alone is not worth it."""
+        if self.held + size > self.limit:
+            self.clear()
+        if size * 8 <= self.limit:
+            self.held += size
+            self[key] = value
+        return value
+
+    def clear(self):
+        self.held = 0
+        super().clear()
 
 
 def date_text(seconds):
@@ -1655,6 +1677,8 @@ def check_form(form, table, message="An error occurred while validating the subm
 
 READ_BUDGET = 0.003         # seconds a statement may hold the hub before it moves to a thread
 PROGRESS_STEPS = 2000       # VM steps between two looks at the clock: 20-40 us of SQLite work
+ANSWER_BYTES = 16 << 20     # of answers remembered until their tables change
+ANSWER_OVERHEAD = 500       # bytes that remembering one costs beside its text
 SLOW_REPEATS = 64           # times a statement that ran over budget goes straight to a thread before it is tried inline again
 WRITE_SLICE = 0.004         # seconds of writing after which the hub may breathe
 BATCH_JOBS = 256            # jobs that share one COMMIT at most: bounds the wait of the first
@@ -1709,7 +1733,8 @@ class Transaction:
         return self.store.writer_read(sql, params)
 
     def write(self, sql, params=()):
-        """Runs one statement that changes rows; returns their number."""
+        """Runs one statement that changes rows; returns their number. What was remembered of its table falls at the commit."""
+        self.touched.add(_changed_table(sql))
         return self.store.writer_write(sql, params)
 
     def heavy(self, sql, params=()):
@@ -1717,7 +1742,7 @@ class Transaction:
         return self.store.writer_heavy(sql, params)
 
     def touch(self, *tables):
-        """Names the tables whose rows the job changes, so that caches of them fall at the commit."""
+        """Names tables that `heavy` changes."""
         self.touched.update(tables)
 
     def after_commit(self, function, *args):
@@ -1731,12 +1756,12 @@ class Transaction:
         self._depth += 1
         name = f"inner{self._depth}"
         marks = len(self.on_commit), len(self.on_rollback)
-        self.write("SAVEPOINT " + name)
+        self.store.writer_write("SAVEPOINT " + name)
         try:
             result = work(self)
         except BaseException:
-            self.write("ROLLBACK TO " + name)
-            self.write("RELEASE " + name)
+            self.store.writer_write("ROLLBACK TO " + name)
+            self.store.writer_write("RELEASE " + name)
             undo = self.on_rollback[marks[1]:]
             del self.on_commit[marks[0]:]
             del self.on_rollback[marks[1]:]
@@ -1744,8 +1769,18 @@ class Transaction:
             raise
         finally:
             self._depth -= 1
-        self.write("RELEASE " + name)
+        self.store.writer_write("RELEASE " + name)
         return result
+
+
+_CHANGING = re.compile(r"\s*(?:(?:INSERT|REPLACE)(?: OR \w+)? INTO|UPDATE(?: OR \w+)?|DELETE FROM)\s+`((?:[^`]|``)+)`", re.I)
+
+
+@functools.lru_cache(2000)
+def _changed_table(sql):
+    """The table whose rows a statement changes: "UPDATE `a` SET ..." -> "a"; "" for none."""
+    match = _CHANGING.match(sql)
+    return match[1].replace("``", "`") if match else ""
 
 
 def run_callbacks(callbacks):
@@ -1785,6 +1820,7 @@ class Store:
         self._floor = 0                     # version of the last change by another process: of any table
         self.table_versions = {}            # table -> version of its last change
         self.on_foreign_change = []         # called after another process wrote to the file
+        self._now = gevent.get_hub().loop.now
         self._threads = gevent.threadpool.ThreadPool(4)
         self._commit_thread = gevent.threadpool.ThreadPool(1)
         self._writer = self._connect()
@@ -1794,14 +1830,16 @@ class Store:
         self._reader = self._connect(read_only=True)
         self._reader.set_progress_handler(self._over_budget, PROGRESS_STEPS)
         self._deadline = 0.0
-        self._slow = {}
+        self._slow = Memo(1000)             # statement -> how often it still goes to a thread at once
         self._idle_readers = []
         self._jobs = collections.deque()
         self._greenlet = self._idle_waiter = None
         self._writing = False               # a job or commit of the writer is under way
         self._slice_end = 0.0               # when the writer lets the hub breathe next
-        self._totals = {}
+        self._answers = Memo(ANSWER_BYTES)  # key -> (stamp, answer)
+        self._round = 0.0                   # the pass of the hub in which other processes were last looked for
         self._seen = self._data_version()
+        self._chained = self._has_chains()  # a write to one table may change others
         self.closed = False
 
     def _connect(self, read_only=False):
@@ -1828,23 +1866,14 @@ class Store:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
                 raise
-        self._remember_slow(sql)
+        self._slow.keep(sql, SLOW_REPEATS)
         return self._read_in_thread(sql, params)
 
     def _is_slow(self, sql):
-        left = self._slow.get(sql)
-        if left is None:
-            return False
-        if left <= 1:
-            del self._slow[sql]
-        else:
+        left = self._slow.get(sql, 0)
+        if left:
             self._slow[sql] = left - 1
-        return True
-
-    def _remember_slow(self, sql):
-        if len(self._slow) >= 1000:
-            self._slow.clear()
-        self._slow[sql] = SLOW_REPEATS
+        return left > 0
 
     def _read_in_thread(self, sql, params):
         db = self._idle_readers.pop() if self._idle_readers else self._connect(read_only=True)
@@ -1861,24 +1890,26 @@ class Store:
             self._idle_readers.append(db)
 
     def total(self, sql, params, tables):
-        """The single number of a counting SELECT, remembered until one of `tables` changes (None: any change)."""
-        key = sql, tuple(params)
+        """The single number of a counting SELECT, remembered."""
+        return self.remembered((sql, *params), tables, lambda: self.read(sql, params)[0][0])
+
+    def remembered(self, key, tables, work):
+        """`work()` (a number or a text that follows from the rows of `tables`), remembered by its key until one of them changes.
+        None as tables: not remembered, since something else decides as well (the clock, chance)."""
+        if tables is None:
+            return work()
         stamp = self.stamp(tables)
-        known = self._totals.get(key)
+        known = self._answers.get(key)
         if known and known[0] == stamp:
             return known[1]
-        value = self.read(sql, params)[0][0]
-        if len(self._totals) >= 2000:
-            self._totals.clear()
-        self._totals[key] = stamp, value
-        return value
+        answer = work()
+        self._answers.keep(key, (stamp, answer), ANSWER_OVERHEAD + (len(answer) if type(answer) is str else 0))
+        return answer
 
     def stamp(self, tables):
         """A value that changes whenever one of the tables does."""
-        if not self._writing:               # its connection is free to be asked: 1.5 us
+        if self._round != self._now() and not self._writing:        # while it writes its connection cannot be asked, and nobody else writes
             self._notice_foreign_change()
-        if tables is None:
-            return self.version, 0
         versions = self.table_versions
         return max([versions.get(table, 0) for table in tables], default=0), self._floor
 
@@ -1998,6 +2029,8 @@ class Store:
 
     def _note_touched(self, tables):
         self.version += 1
+        if self._chained:
+            self._floor = self.version
         for table in tables:
             self.table_versions[table] = self.version
 
@@ -2014,7 +2047,7 @@ class Store:
             db.set_progress_handler(None, 0)    # an interrupted write would take the whole transaction with it
         return in_thread(self._threads, _fetch_all, db, sql, params)
 
-    def writer_write(self, sql, params):
+    def writer_write(self, sql, params=()):
         self._breathe()
         return self._writer.execute(sql, params).rowcount
 
@@ -2033,18 +2066,25 @@ class Store:
         return self._writer.execute("PRAGMA data_version").fetchone()[0]
 
     def _notice_foreign_change(self):
-        """SQLite's data_version moves only when another connection that can write did."""
+        """SQLite's data_version moves only when another connection that can write did. Asked once in a pass of the hub: the requests of
+        a pass came in before it."""
+        self._round = self._now()
         seen = self._data_version()
         if seen != self._seen:
             self._seen = seen
             self.forget()
             run_callbacks([(function, ()) for function in self.on_foreign_change])
 
+    def _has_chains(self):
+        """Whether somebody gave the database triggers or foreign keys: then a statement does not tell which tables it changes."""
+        return bool(self._writer.execute("SELECT 1 FROM sqlite_master WHERE type='trigger' OR sql LIKE '%REFERENCES%' LIMIT 1").fetchone())
+
     def forget(self):
         """Drops what is remembered of the rows."""
+        self._chained = self._has_chains()
         self.version += 1
         self._floor = self.version
-        self._totals.clear()
+        self._answers.clear()
 
     def look_around(self):
         """The once-a-second duty: other processes' writes, and a checkpoint when the WAL has grown."""
@@ -2462,20 +2502,20 @@ class Events:
 
     def listened(self, *names):
         """Whether anybody listens to one of these."""
-        handlers = self._handlers
-        return any(handlers.get(name) for name in names)
+        for name in names:
+            if self._handlers.get(name):
+                return True
+        return False
 
     def fire(self, names, work, **attributes):
         """Runs `work(event)` inside the handlers of the named events, the first name outermost; returns its result.
 
         `fire(("record_create", "model_create"), insert, record=r, collection=c)`
         """
-        handlers = self._handlers
-        chain = [h for name in names if name in handlers for h in handlers[name]]
         event = Event(**attributes)
-        if not chain:
+        if not self.listened(*names):
             return work(event)
-        self._run(chain, work, event)
+        self._run([handler for name in names for handler in self._handlers.get(name, ())], work, event)
         return event.result
 
     @staticmethod
@@ -5747,7 +5787,13 @@ class _Compiler:
         if not order and self.space.joins and self.plain and not self.one:
             order = [_Piece(self.alias + ".`id`")]
         clauses = [_piece("LEFT JOIN {} " + join.alias + " ON {}", join.source, join.on) for join in joins]
-        return Plan(_lines(clauses, " "), where or _Piece(""), _lines(order, ", "), any(j.inner for j in joins), frozenset(self.tables))
+        parts = _lines(clauses, " "), where or _Piece(""), _lines(order, ", ")
+        return Plan(*parts, any(j.inner for j in joins), self.deciding_tables(parts))
+
+    def deciding_tables(self, parts):
+        """The tables whose rows alone decide what the query finds; None if there is more to it: the clock, chance, or what a view does."""
+        views = self.base.type == "view" or any(c is not None and c.type == "view" for c in map(self.schema.find, self.tables))
+        return None if views or any(map(_unsteady, (part.text for part in parts))) else frozenset(self.tables)
 
     # -- what the joins that repeat records decide
 
@@ -5817,6 +5863,9 @@ def _share_joins(conditions):
 
 def _lines(pieces, separator):
     return _piece(separator.join(["{}"] * len(pieces)), *pieces)
+
+
+_unsteady = re.compile(r"\b(?:strftime|random)\(", re.I).search
 
 
 def _kind(value):
@@ -5959,6 +6008,9 @@ class _ColumnsCompiler(_Compiler):
         if token in ("@rowid", "+@rowid", "-@rowid"):
             return _Piece("`_rowid_` " + ("DESC" if token[0] == "-" else "ASC"))
         return super().sort_key(token, trusted)
+
+    def deciding_tables(self, parts):
+        """None: what superusers list rarely is not worth remembering."""
 
 
 def plan_simple(columns, filter="", sort="", json_columns=()):
@@ -7620,7 +7672,6 @@ def save_collection_row(tx, collection, is_new):
         tx.write("UPDATE `_collections` SET `system`=?,`type`=?,`name`=?,`fields`=?,`indexes`=?,"
                  "`listRule`=?,`viewRule`=?,`createRule`=?,`updateRule`=?,`deleteRule`=?,`options`=?,`created`=?,`updated`=? "
                  "WHERE `id`=?", (*values, collection.id))
-    tx.touch("_collections")
 
 
 def run_ddl(tx, sql, what=""):
@@ -8004,7 +8055,6 @@ def delete_collection(tx, schema, collection):
     try:
         drop_table(tx, collection)
         tx.write("DELETE FROM `_collections` WHERE `id`=?", (collection.id,))
-        tx.touch("_collections")
         return refresh_views(tx, schema.with_changes(removed={collection.id}), strict=True)
     except PlainError as error:
         raise bad_request("Failed to delete collection.", raw=str(error)) from None
@@ -8415,10 +8465,15 @@ def _value_source(field, place):
     return f"{{{word}(row[{place}])}}"
 
 
+ROW_TEXTS = Memo(16 << 20)      # (encoder, e-mail shown, row) -> JSON
+ROW_OVERHEAD = 300              # bytes
+
+
 class RowEncoder:
     """How rows of one collection become JSON for one kind of caller.
 
     `encode(row, show_email, expand)` -> text; `expand` is the text of the expand object or None. `picked`: only these names.
+    A text follows from its row alone, so it is remembered by it.
     """
 
     def __init__(self, collection, superuser, picked=None):
@@ -8427,6 +8482,7 @@ class RowEncoder:
         self.fields = [f for f in collection.fields if picked is None or f.name in picked and f.name in shown]
         self.columns = ",".join(f"{quote_name(collection.name)}.{quote_name(f.name)}" for f in self.fields) or "NULL"
         self.place = {f.name: i for i, f in enumerate(self.fields)}
+        self.steady = not collection.is_view        # its columns have no affinity: 1 and 1.0 are equal as keys and not as texts
         self._fast = self._compile(collection, shown, picked)
 
     def _compile(self, collection, shown, picked):
@@ -8440,29 +8496,36 @@ class RowEncoder:
         for name in sorted(sources):
             part = f'{comma}"{name}":{sources[name]}'
             if name == "expand":
-                pieces[-1] += "''' + ('' if expand is None else ',\"expand\":' + expand) + f'''"
+                pieces[-1] += "''', f'''"
             elif name == "email" and collection.is_auth:
                 pieces[-1] += f"''' + (f'''{part}''' if show_email else '') + f'''"
             else:
                 pieces.append(part)
             comma = ","
+        if "expand" not in sources:
+            pieces.append("''', f'''")
         scope = dict(ENCODER_HELPERS)
-        exec("def encode(row, show_email, expand): return " + "".join(pieces) + "}}'''", scope)      # names come from the schema: \\w only
+        exec("def encode(row, show_email): return " + "".join(pieces) + "}}'''", scope)      # names come from the schema: \\w only
         return scope["encode"]
 
     def encode_all(self, rows):
-        """Texts of rows without e-mails and expand: the plain list."""
-        fast = self._fast
-        try:
-            return [fast(row, False, None) for row in rows]
-        except (TypeError, KeyError):
-            return [self.encode(row) for row in rows]
+        """Rows without e-mails and expand, as the inside of an array."""
+        return ",".join([self.encode(row) for row in rows])
 
     def encode(self, row, show_email=False, expand=None):
+        halves = ROW_TEXTS.get((self, show_email, row))
+        if halves is None:
+            halves = self._encode(row, show_email)
+            if self.steady:
+                ROW_TEXTS.keep((self, show_email, row), halves, ROW_OVERHEAD + 2 * len(halves[0]) + 2 * len(halves[1]))
+        return halves[0] + halves[1] if expand is None else f'{halves[0]},"expand":{expand}{halves[1]}'
+
+    def _encode(self, row, show_email):
+        """The text in two halves, before and after where `expand` stands."""
         try:
-            return self._fast(row, show_email, expand)
+            return self._fast(row, show_email)
         except (TypeError, KeyError):       # a stored value of another type than the column's: read it as the field would
-            return self._fast([f.store(f.load(v)) for f, v in zip(self.fields, row)], show_email, expand)
+            return self._fast([f.store(f.load(v)) for f, v in zip(self.fields, row)], show_email)
 
 
 def row_encoder(collection, superuser, picked=None):
@@ -8689,13 +8752,18 @@ def managed_ids(app, db, info, collection, ids):
     return frozenset(row[0] for row in rows)
 
 
+def follows_from_row(app, collection, expand):
+    """Whether a record's JSON is the same for every caller of a kind: no expand, no e-mail, no listener that enriches it."""
+    return not expand and not collection.is_auth and not app.events.listened("record_enrich")
+
+
 def records_json(app, db, info, collection, rows, expand=""):
     """JSON texts of full rows as this caller may see them."""
     if app.events.listened("record_enrich"):
         return [_enriched_json(app, db, info, collection, row, expand) for row in rows]
     encoder = row_encoder(collection, info.superuser)
-    if not expand and not collection.is_auth:
-        return encoder.encode_all(rows)
+    if follows_from_row(app, collection, expand):
+        return [encoder.encode(row) for row in rows]
     shown = emails_shown(app, db, info, collection, rows)
     expands = expand_rows(app, db, info, collection, rows, parse_expand(expand)) if expand and rows else itertools.repeat(None)
     return [encoder.encode(row, show, text) for row, show, text in zip(rows, shown, expands)]
@@ -8954,7 +9022,6 @@ def _prepare_auth(app, tx, record):
         refresh_token_key(record)
     if not record.is_new and record["verified"] and not record.original["verified"]:
         if tx.write("DELETE FROM `_externalAuths` WHERE `collectionRef`=? AND `recordRef`=?", (collection.id, record.id)):
-            tx.touch("_externalAuths")
             refresh_token_key(record)
 
 
@@ -8981,8 +9048,7 @@ _REFERENCE_TABLES = ("_mfas", "_otps", "_externalAuths", "_authOrigins")
 
 def _delete_references(tx, record, tables):
     for table in tables:
-        if tx.write(f"DELETE FROM {quote_name(table)} WHERE `collectionRef`=? AND `recordRef`=?", (record.collection.id, record.id)):
-            tx.touch(table)
+        tx.write(f"DELETE FROM {quote_name(table)} WHERE `collectionRef`=? AND `recordRef`=?", (record.collection.id, record.id))
 
 
 def hash_password(app, plain, cost=0):
@@ -9002,7 +9068,6 @@ def password_matches(app, plain, hashed):
 
 def _write_record(tx, record):
     collection = record.collection
-    tx.touch(collection.name)
     try:
         if record.is_new:
             sql = collection.compiled.get("insert")
@@ -9058,7 +9123,6 @@ def _delete_row(app, tx, record):
     if collection.name == SUPERUSERS and record["email"] != INSTALLER_EMAIL:
         if tx.read("SELECT count(*) FROM `_superusers` WHERE `email`<>?", (INSTALLER_EMAIL,))[0][0] <= 1:
             raise bad_request("You can't delete the only existing superuser.")
-    tx.touch(collection.name)
     tx.write(f"DELETE FROM {quote_name(collection.name)} WHERE `id`=?", (record.id,))
     if collection.is_auth:
         _delete_references(tx, record, _REFERENCE_TABLES)
@@ -9779,8 +9843,6 @@ class Outbox:
 #: token type -> the collection option that holds its secret and duration.
 TOKEN_OPTIONS = {"auth": "authToken", "file": "fileToken", "verification": "verificationToken", "passwordReset": "passwordResetToken",
                  "emailChange": "emailChangeToken"}
-TOKEN_CACHE = 10000             # verified tokens remembered
-RECORD_CACHE = 10000            # auth records remembered
 ORIGINS_KEPT = 5                # per record
 USER_AGENT_BYTES = 200          # of it that count for the fingerprint
 ALERT_SECONDS = 15              # a login waits this long for its alert mail
@@ -9791,9 +9853,9 @@ class Identities:
 
     def __init__(self, app):
         self.app = app
-        self._tokens = {}               # token -> (key it was verified with, claims)
-        self._records = {}              # (collection id, record id) -> (stamp, collection, Record)
-        self._fresh = {}                # (collection id, record id, key) -> (second, token): a second's token is the same text
+        self._tokens = Memo(10_000)     # token -> (key it was verified with, claims)
+        self._records = Memo(10_000)    # (collection id, record id) -> (stamp, collection, Record)
+        self._fresh = Memo(10_000)      # key -> (second, token): a second's token is the same text
 
     def of_header(self, value):
         """The auth Record of an Authorization header, or None (guest)."""
@@ -9817,9 +9879,7 @@ class Identities:
             return record if expires is None or expires > time.time() else None
         if not verify_token(token, key):
             return None
-        if len(self._tokens) >= TOKEN_CACHE:
-            self._tokens.clear()
-        self._tokens[token] = key, claims
+        self._tokens.keep(token, (key, claims))
         return record
 
     def claims(self, token):
@@ -9838,9 +9898,7 @@ class Identities:
             return known[2]
         record = find_record(self.app.store, collection, id)
         if record is not None:
-            if len(self._records) >= RECORD_CACHE:
-                self._records.clear()
-            self._records[collection.id, id] = stamp, collection, record
+            self._records.keep((collection.id, id), (stamp, collection, record))
         return record
 
     def refreshed_token(self, record):
@@ -9849,11 +9907,7 @@ class Identities:
         known = self._fresh.get(key)
         if known and known[0] == second:
             return known[1]
-        token = new_token(record, "auth", refreshable=True)
-        if len(self._fresh) >= TOKEN_CACHE:
-            self._fresh.clear()
-        self._fresh[key] = second, token
-        return token
+        return self._fresh.keep(key, (second, new_token(record, "auth", refreshable=True)))[1]
 
 
 def token_key(record, kind):
@@ -10279,7 +10333,6 @@ def adopt_account(app, tx, record, link, provider, user, requester):
         if not is_owner:
             set_random_password(app, record)
         tx.write("DELETE FROM `_externalAuths` WHERE `collectionRef`=? AND `recordRef`=?", (collection.id, record.id))
-        tx.touch("_externalAuths")
         link = None
         if not record["email"] and user["email"]:
             record["email"] = user["email"]
@@ -10602,14 +10655,10 @@ class _Fields:
 
 def _memoised(parse, memo):
     """`parse(raw)` remembered for short texts. Clients repeat their head, so a request costs two dict lookups, not 7 microseconds;
-    the memo is emptied when full, so that a flood of distinct heads costs what parsing costs."""
+    a flood of distinct heads costs what parsing costs."""
     def parsed(raw):
         value = parse(raw)
-        if len(raw) <= MEMO_BYTES:
-            if len(memo) >= MEMO_ENTRIES:
-                memo.clear()
-            memo[raw] = value
-        return value
+        return memo.keep(raw, value) if len(raw) <= MEMO_BYTES else value
     return parsed
 
 
@@ -10688,7 +10737,7 @@ def _body_framing(first, raw):
     return int(length), False
 
 
-_known_lines, _blocks = {}, {}
+_known_lines, _blocks = Memo(MEMO_ENTRIES), Memo(MEMO_ENTRIES)
 _new_line, _new_fields = _memoised(_parse_line, _known_lines), _memoised(_parse_fields, _blocks)
 
 
@@ -10867,7 +10916,7 @@ class Upgrade:
 
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus} | {416: "Requested Range Not Satisfiable", 413: "Request Entity Too Large"}
-_header_blocks = {}
+_header_blocks = Memo(MEMO_ENTRIES)
 
 
 def _encode_headers(headers):
@@ -10886,9 +10935,7 @@ def _head_start(version, status, headers):
     key = (version, status, headers)
     found = _header_blocks.get(key)
     if found is None:
-        if len(_header_blocks) >= MEMO_ENTRIES:
-            _header_blocks.clear()
-        found = _header_blocks[key] = _head_start(version, status, list(headers))
+        found = _header_blocks.keep(key, _head_start(version, status, list(headers)))
     return found
 
 
@@ -13261,7 +13308,7 @@ class Page:
 
     def json(self, items, total):
         pages = -1 if total < 0 else -(-total // self.size)
-        return f'{{"items":[{",".join(items)}],"page":{self.number},"perPage":{self.size},"totalItems":{total},"totalPages":{pages}}}'
+        return f'{{"items":[{items}],"page":{self.number},"perPage":{self.size},"totalItems":{total},"totalPages":{pages}}}'
 
 
 # ---- the boundary
@@ -13377,10 +13424,17 @@ def client_ip(app, request):
     return request.remote_ip
 
 
+_KNOWN_ENDPOINTS = Memo(1 << 20)        # (method, raw path) -> (endpoint, arguments)
+
+
 def find_endpoint(request):
-    """(function, arguments) or (None, None); HEAD finds the GET endpoint."""
-    path = request.raw_path
-    method = "GET" if request.method == "HEAD" else request.method
+    """(endpoint, arguments) or (None, None); HEAD finds the GET endpoint."""
+    key = request.method, request.raw_path
+    return _KNOWN_ENDPOINTS.get(key) or _KNOWN_ENDPOINTS.keep(key, _find_endpoint(*key), 500 + 2 * len(key[1]))
+
+
+def _find_endpoint(method, path):
+    method = "GET" if method == "HEAD" else method
     if "%" in path:
         path = "/".join(unquote(segment).replace("/", "%2F") for segment in path.split("/"))
     if method not in METHODS:
@@ -13538,14 +13592,16 @@ def list_records(call, name):
     page, pick = Page(call), parse_fields(call.param("fields"))
     query = plan_query(app.schema, collection, info, rule=None if call.superuser else collection.list_rule, filter=filter, sort=sort)
     picked = pick.simple if pick and pick.simple and not expand and not app.events.listened("record_enrich") else None
-    select, count = list_sql(collection, query, row_encoder(collection, call.superuser, picked))
+    encoder = row_encoder(collection, call.superuser, picked)
+    select, count = list_sql(collection, query, encoder)
     params = (*query.params_joins, *query.params_where)
-    rows = app.store.read(select, (*params, *query.params_order, page.size, page.offset))
-    total = -1 if page.skip_total else app.store.total(count, params, None if collection.is_view else query.tables)
-    if picked is not None:
-        call.picked = True
-        return page.json(row_encoder(collection, call.superuser, picked).encode_all(rows), total)
-    return page.json(records_json(app, app.store, info, collection, rows, expand), total)
+    total = -1 if page.skip_total else app.store.total(count, params, query.tables)
+    params += (*query.params_order, page.size, page.offset)
+    if picked is None and not follows_from_row(app, collection, expand):
+        return page.json(",".join(records_json(app, app.store, info, collection, app.store.read(select, params), expand)), total)
+    call.picked = picked is not None
+    items = app.store.remembered((encoder, select, *params), query.tables, lambda: encoder.encode_all(app.store.read(select, params)))
+    return page.json(items, total)
 
 
 def list_sql(collection, query, encoder):
@@ -14058,7 +14114,7 @@ def list_collections(call):
     select = f"SELECT `id` FROM `_collections`{where} ORDER BY {order} LIMIT ? OFFSET ?"
     rows = app.store.read(select, (*query.params_where, *query.params_order, page.size, page.offset))
     total = -1 if page.skip_total else app.store.read(f"SELECT count(*) FROM `_collections`{where}", query.params_where)[0][0]
-    return page.json([to_json(app.schema.find_exact(id).as_json()) for (id,) in rows], total)
+    return page.json(",".join([to_json(app.schema.find_exact(id).as_json()) for (id,) in rows]), total)
 
 
 def _known_collection(call, name):
@@ -14153,7 +14209,6 @@ def remove_collection(call, name):
                                  app=app, tx=tx, collection=collection)
         for table in _REFERENCE_TABLES if collection.is_auth else ():
             tx.write(f"DELETE FROM {quote_name(table)} WHERE `collectionRef`=?", (collection.id,))
-            tx.touch(table)
         app.adopt_schema(tx, schema)
         if collection.file_fields:
             tx.after_commit(app.storage.later, app.storage.delete_prefix, collection.id + "/")
@@ -14335,10 +14390,13 @@ def read_form(call, shape):
 
 def auth_answer(call, info, record, token, meta=None):
     """The answer of every sign-in: token, record as its owner sees it, provider data."""
-    app = call.app
-    own = RequestInfo(context=info.context, method=info.method, headers=info.headers, query=info.query, body=info.body, auth=record,
-                      superuser=record.collection.name == SUPERUSERS or call.superuser)
-    text = records_json(app, app.store, own, record.collection, [record.loaded or record.row()], call.param("expand"))[0]
+    app, collection, row, expand = call.app, record.collection, record.loaded or record.row(), call.param("expand")
+    superuser = collection.name == SUPERUSERS or call.superuser
+    if expand or app.events.listened("record_enrich"):
+        own = RequestInfo(info.context, info.method, info.headers, info.query, info.body, record, superuser)
+        text = records_json(app, app.store, own, collection, [row], expand)[0]
+    else:
+        text = row_encoder(collection, superuser).encode(row, show_email=True)
     head = f'"meta":{to_json(meta)},' if meta else ""
     return f'{{{head}"record":{text},"token":"{token}"}}'
 
