@@ -1678,7 +1678,7 @@ def check_form(form, table, message="An error occurred while validating the subm
 READ_BUDGET = 0.003         # seconds a statement may hold the hub before it moves to a thread
 PROGRESS_STEPS = 2000       # VM steps between two looks at the clock: 20-40 us of SQLite work
 ANSWER_BYTES = 16 << 20     # of answers remembered until their tables change
-ANSWER_OVERHEAD = 500       # bytes that remembering one costs beside its text
+ANSWER_OVERHEAD = 400       # bytes that remembering one costs beside itself
 SLOW_REPEATS = 64           # times a statement that ran over budget goes straight to a thread before it is tried inline again
 WRITE_SLICE = 0.004         # seconds of writing after which the hub may breathe
 BATCH_JOBS = 256            # jobs that share one COMMIT at most: bounds the wait of the first
@@ -1903,7 +1903,7 @@ class Store:
         if known and known[0] == stamp:
             return known[1]
         answer = work()
-        self._answers.keep(key, (stamp, answer), ANSWER_OVERHEAD + (len(answer) if type(answer) is str else 0))
+        self._answers.keep(key, (stamp, answer), ANSWER_OVERHEAD + sys.getsizeof(answer))
         return answer
 
     def stamp(self, tables):
@@ -8484,7 +8484,7 @@ def _value_source(field, place):
 
 
 ROW_TEXTS = Memo(16 << 20)      # (encoder, e-mail shown, row) -> JSON
-ROW_OVERHEAD = 300              # bytes
+ROW_OVERHEAD = 300              # bytes beside the text and the row, which is about as large
 
 
 class RowEncoder:
@@ -8535,7 +8535,7 @@ class RowEncoder:
         if halves is None:
             halves = self._encode(row, show_email)
             if self.steady:
-                ROW_TEXTS.keep((self, show_email, row), halves, ROW_OVERHEAD + 2 * len(halves[0]) + 2 * len(halves[1]))
+                ROW_TEXTS.keep((self, show_email, row), halves, ROW_OVERHEAD + 2 * sum(map(sys.getsizeof, halves)))
         return halves[0] + halves[1] if expand is None else f'{halves[0]},"expand":{expand}{halves[1]}'
 
     def _encode(self, row, show_email):
