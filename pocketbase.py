@@ -3642,7 +3642,7 @@ class S3Storage(Storage):
     def _abandon(self, key, upload):
         try:
             self._text("DELETE", key, upload)
-        except OSError:                                         # what remains is the bucket's lifecycle rules' to remove
+        except OSError:                                         # what remains is `delete_leftovers`'s to remove
             pass
 
     def stat(self, key):
@@ -3690,6 +3690,17 @@ class S3Storage(Storage):
             query["continuation-token"] = page.findtext("{*}NextContinuationToken")
             if not query["continuation-token"]:
                 return
+
+    def delete_leftovers(self, before):
+        query = {"uploads": ""}
+        while True:
+            page = _xml(self._text("GET", "", sorted(query.items())))
+            for item in page.iterfind("{*}Upload"):
+                if _iso_seconds(item.findtext("{*}Initiated")) < before:
+                    self._abandon(item.findtext("{*}Key"), (("uploadId", item.findtext("{*}UploadId")),))
+            if page.findtext("{*}IsTruncated") != "true":
+                return
+            query |= {"key-marker": page.findtext("{*}NextKeyMarker"), "upload-id-marker": page.findtext("{*}NextUploadIdMarker")}
 
 
 class _S3File(io.RawIOBase):

@@ -209,3 +209,11 @@ def test_orphans_in_the_bucket_are_kept_for_a_day(docs, bucket):
     assert docs.post("/api/crons/__pbDBOptimize__", token=docs.su).status == 204
     url, _, _ = add(docs, "a.txt", b"x")
     assert stray in bucket.keys() and docs.get(url).status == 200
+
+
+def test_what_an_interrupted_upload_left_in_the_bucket_is_removed(docs, bucket):
+    key = f"{docs.docs['id']}/gone00000000000/big.bin"
+    assert bucket.ask("POST", f"/{bucket.name}/{key}?uploads").status_code == 200       # moto says that all uploads began in 2010
+    assert key in bucket.unfinished()
+    assert docs.post("/api/crons/__pbDBOptimize__", token=docs.su).status == 204
+    wait(lambda: key not in bucket.unfinished())
