@@ -15316,6 +15316,19 @@ def _email_and_password(arguments):
     return arguments
 
 
+def _only_email(arguments):
+    if len(arguments) != 1 or not is_email(arguments[0]):
+        raise CommandError("invalid or missing email address")
+    return arguments[0]
+
+
+def _find_superuser(app, collection, email):
+    record = find_by_unique(app.store, collection, "email", email)
+    if record is None:
+        raise CommandError(f'superuser with email "{email}" doesn\'t exist')
+    return record
+
+
 def _save_superuser(app, record, password, doing):
     """Saves with a new password; field errors become the command's message."""
     field = record.collection.by_name["password"]
@@ -15356,43 +15369,37 @@ def upsert_superuser(options, arguments):
 def update_superuser(options, arguments):
     email, password = _email_and_password(arguments)
     app, collection = _superuser(options)
-    record = find_by_unique(app.store, collection, "email", email)
-    if record is None:
-        raise CommandError(f'superuser with email "{email}" doesn\'t exist')
+    record = _find_superuser(app, collection, email)
     _save_superuser(app, record, password, f'failed to change superuser "{email}" password')
     print(f'Successfully changed superuser "{email}" password!')
 
 
 @command("superuser delete", "Deletes an existing superuser", example="superuser delete test@example.com")
 def delete_superuser(options, arguments):
-    if len(arguments) != 1 or not is_email(arguments[0]):
-        raise CommandError("invalid or missing email address")
+    email = _only_email(arguments)
     app, collection = _superuser(options)
-    record = find_by_unique(app.store, collection, "email", arguments[0])
+    record = find_by_unique(app.store, collection, "email", email)
     if record is None:
-        print(f'superuser "{arguments[0]}" is missing or already deleted')
+        print(f'superuser "{email}" is missing or already deleted')
         return
     try:
         app.transaction(lambda tx: delete_record(app, tx, record))
     except ApiError as error:
-        raise CommandError(f'failed to delete superuser "{arguments[0]}": {error.message}') from None
-    print(f'Successfully deleted superuser "{arguments[0]}"!')
+        raise CommandError(f'failed to delete superuser "{email}": {error.message}') from None
+    print(f'Successfully deleted superuser "{email}"!')
 
 
 @command("superuser otp", "Creates a new OTP for the specified superuser", example="superuser otp test@example.com")
 def create_superuser_otp(options, arguments):
-    if len(arguments) != 1 or not is_email(arguments[0]):
-        raise CommandError("invalid or missing email address")
+    email = _only_email(arguments)
     app, collection = _superuser(options)
-    record = find_by_unique(app.store, collection, "email", arguments[0])
-    if record is None:
-        raise CommandError(f'superuser with email "{arguments[0]}" doesn\'t exist')
+    record = _find_superuser(app, collection, email)
     otp = collection.options["otp"]
     if not otp["enabled"]:
         raise CommandError("OTP auth is not enabled for the _superusers collection")
     code = random_text(otp["length"], "0123456789")
     row = app.transaction(lambda tx: save_otp(app, tx, record, code))
-    print(f'Successfully created OTP for superuser "{arguments[0]}":\n├─ Id:    {row.id}\n├─ Pass:  {code}\n└─ Valid: {otp["duration"]}s\n')
+    print(f'Successfully created OTP for superuser "{email}":\n├─ Id:    {row.id}\n├─ Pass:  {code}\n└─ Valid: {otp["duration"]}s\n')
 
 
 @command("superuser ips", "Updates the superuser IPs whitelist setting (the IPs/subnets arguments must be space separated; leave empty to clear the "

@@ -2,6 +2,7 @@
 import pytest
 
 import kit
+from helpers_mail import Mailbox
 
 
 def pytest_configure(config):
@@ -17,6 +18,14 @@ def server():
     """A running server with a superuser, shared by the tests of one file."""
     with kit.Server() as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def mailbox():
+    """A mail server that keeps what it receives."""
+    running = Mailbox()
+    yield running
+    running.close()
 
 
 @pytest.fixture

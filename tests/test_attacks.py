@@ -20,7 +20,6 @@ import kit
 from helpers_answers import records
 from helpers_beyond import beyond
 from helpers_crowd import salvo
-from helpers_mail import Mailbox
 from unit import pocketbase
 
 PASSWORD = "1234567890"
@@ -80,13 +79,6 @@ def signed(header, claims, key, digest=hashlib.sha256):
 
 def claims_of(user, kind="auth", **more):
     return {"collectionId": user["collectionId"], "exp": int(time.time()) + 600, "id": user["id"], "refreshable": True, "type": kind, **more}
-
-
-@pytest.fixture(scope="module")
-def mailbox():
-    running = Mailbox()
-    yield running
-    running.close()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from helpers_answers import refusal
 from helpers_beyond import beyond
 from helpers_crowd import crowd
 from helpers_crowd import salvo
-from helpers_mail import Mailbox
 from helpers_mail import silent_smtp
 from helpers_mail import use_smtp
 from helpers_mail import wait_until
@@ -21,13 +20,6 @@ PASSWORD = "1234567890"
 INVALID_FORM = "An error occurred while validating the submitted data."
 NO_OTP = "The collection is not configured to allow OTP authentication."
 _numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def mailbox():
-    running = Mailbox()
-    yield running
-    running.close()
 
 
 @pytest.fixture(scope="module")

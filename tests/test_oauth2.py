@@ -16,7 +16,6 @@ from helpers_answers import records
 from helpers_answers import refusal
 from helpers_beyond import beyond
 from helpers_crowd import salvo
-from helpers_mail import Mailbox
 from helpers_mail import wait_until
 from helpers_oidc import CLIENT_ID
 from helpers_oidc import IdentityProvider
@@ -36,13 +35,6 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="module")
 def idp():
     running = IdentityProvider()
-    yield running
-    running.close()
-
-
-@pytest.fixture(scope="module")
-def mailbox():
-    running = Mailbox()
     yield running
     running.close()
 
