@@ -34,6 +34,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from email.utils import collapse_rfc2231_value
 from email.utils import formatdate
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -1283,6 +1284,12 @@ def snake_case(text):
     return "_".join([re.sub(r"(?<=[^A-Z])(?=[A-Z])", "_", word) for word in words]).lower()
 
 
+@functools.lru_cache(1024)
+def header_variable(name):
+    """A header's name as rules know it: `X-Api--Key` -> `x_api_key`."""
+    return snake_case(name)
+
+
 # ============================================================================
 #  3. Errors
 # ============================================================================
@@ -1709,7 +1716,18 @@ def placeholders(values):
 
 def in_thread(pool, function, *args):
     """Runs pure C work (SQLite, bcrypt, file I/O) in a native thread while the hub serves others; outside of a hub, inline."""
-    return pool.apply(function, args)
+    result, error = pool.apply(_attempt, (function, args))
+    if error is not None:
+        raise error
+    return result
+
+
+def _attempt(function, args):
+    """(result, exception): one that leaves a native thread would be printed, whoever handles it."""
+    try:
+        return function(*args), None
+    except BaseException as error:
+        return None, error
 
 
 class QueryTimeout(Exception):
@@ -4084,6 +4102,7 @@ DEFAULT_TEXT_MAX = 5000             # characters
 DEFAULT_EDITOR_BYTES = 5 << 20
 DEFAULT_JSON_BYTES = 1 << 20
 DEFAULT_FILE_BYTES = 5 << 20
+INVALID_NAME_BYTES = 250            # shown of a name that is no file's
 PASSWORD_MAX = 71                   # characters; bcrypt itself looks at 72 bytes
 DEFAULT_ID_PATTERN = "^[a-z0-9]+$"
 FORBIDDEN_ID_CHARACTERS = "./\\|\"'`<>:?*%$\0\t\n\r "
@@ -4498,8 +4517,12 @@ class ListedField(Field):
         super().ready()
         self.zero = [] if self.multiple else ""
 
+    def given(self, value):
+        """The texts that a request names."""
+        return cast_list(value)
+
     def cast(self, value):
-        values = cast_list(value)
+        values = self.given(value)
         return values if self.multiple else (values[-1] if values else "")
 
     def load(self, stored):
@@ -4515,7 +4538,7 @@ class ListedField(Field):
         return value if self.multiple else ([value] if value else [])
 
     def apply(self, modifier, value, operand):
-        have, given = self.items(value), cast_list(operand)
+        have, given = self.items(value), self.given(operand)
         if modifier == "-":
             values = [v for v in have if v not in given]
         else:
@@ -4594,24 +4617,18 @@ class FileField(ListedField):
     type = "file"
     OPTIONS = {"maxSelect": ("int", 0), "maxSize": ("int", 0), "mimeTypes": ("texts", []), "protected": ("bool", False), "thumbs": ("texts", [])}
 
-    def cast(self, value):
-        """Uploads stay as they are; everything else is a list of names."""
-        values = value if isinstance(value, list) and any(isinstance(v, Upload) for v in value) else cast_list(value)
-        return values if self.multiple else (values[-1] if values else "")
-
-    def apply(self, modifier, value, operand):
-        if modifier == "-" or not isinstance(operand, list):
-            return super().apply(modifier, value, operand)
-        values = self.items(value)
-        values = list(dict.fromkeys(values + operand if modifier == "+" else operand + values))
-        return values if self.multiple else (values[-1] if values else "")
+    def given(self, value):
+        """Uploads, and names to keep; lists in the list too."""
+        while isinstance(value, list) and any(isinstance(item, list) for item in value):
+            value = list(itertools.chain.from_iterable(item if isinstance(item, list) else [item] for item in value))
+        return cast_list(value)
 
     def check_value(self, value, context):
         names, stored = self.items(value), self.items(context.record.original.get(self.name, self.zero))
         unknown = [name for name in names if not isinstance(name, Upload) and name not in stored]
         if unknown:
-            shown = "[" + ", ".join(unknown) + "]"
-            return FieldError("validation_invalid_file", f"Invalid new files: {shown}.", invalidFiles=[name[:250] for name in unknown])
+            names = [name.encode("utf-8", "replace")[:INVALID_NAME_BYTES].decode("utf-8", "replace") for name in unknown]
+            return FieldError("validation_invalid_file", f"Invalid new files: [{' '.join(names)}].", invalidFiles=names)
         if self.multiple and len(names) > self.max_select:
             return FieldError("validation_too_many_files", maxSelect=self.max_select)
         for upload in names:
@@ -4633,7 +4650,7 @@ class FileField(ListedField):
         for index, size in enumerate(self.thumbs):
             if size in ("0x0", "0x0t", "0x0b", "0x0f"):
                 errors[f"thumbs.{index}"] = FieldError("validation_not_in_invalid")
-            elif not re.fullmatch(r"\d+x\d+[tbf]?", size):
+            elif size and not re.fullmatch(r"[0-9]+x[0-9]+[tbf]?", size):
                 errors[f"thumbs.{index}"] = FieldError("validation_match_invalid")
         return errors
 
@@ -9196,13 +9213,13 @@ def file_key(collection_id, record_id, name):
     return f"{collection_id}/{record_id}/{name}"
 
 
-def save_upload(app, key, upload):
-    """Stores the content of an Upload. 400 when the storage cannot take it."""
+def save_upload(app, key, upload, message=""):
+    """Stores the content of an Upload. 400 with this message when the storage cannot take it."""
     try:
         app.storage.run(app.storage.save, key, upload.source, upload.mime, upload.original, quick=upload.size <= QUICK_BYTES)
     except OSError as error:        # a full disk, a storage that refuses
         LOG.error("%s was not stored: %s", key, error)
-        raise bad_request(raw=str(error)) from None
+        raise bad_request(message, raw=str(error)) from None
 
 
 def forget_uploads(app, keys):
@@ -11510,7 +11527,7 @@ def _bring_to_memory(descriptor, offset, length):
         for place in (offset, offset + length - 1):
             os.preadv(descriptor, (byte,), place, os.RWF_NOWAIT)
     except BlockingIOError:
-        gevent.get_hub().threadpool.apply(os.pread, (descriptor, length, offset))
+        in_thread(gevent.get_hub().threadpool, os.pread, descriptor, length, offset)
     except OSError:                         # a file system that cannot tell
         pass
 
@@ -12160,7 +12177,7 @@ def topic_options(text):
         options = None
     query, headers = ((options.get(name) if isinstance(options, dict) else None) for name in ("query", "headers"))
     return ({name: cast_text(value) for name, value in query.items()} if isinstance(query, dict) else {},
-            {name.lower().replace("-", "_"): cast_text(value) for name, value in headers.items()} if isinstance(headers, dict) else {})
+            {header_variable(name): cast_text(value) for name, value in headers.items()} if isinstance(headers, dict) else {})
 
 
 def check_topics(form, table):
@@ -12466,6 +12483,9 @@ WEBSOCKET_MESSAGES = {"subscribe": _subscribe_message, "auth": _auth_message, "p
 def _event_number(text):
     """The number of an event id, None for anything else."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None
+
+
+UNKNOWN_EVENT = ("", 0)     # of no client: who resumes from it is told to reload
 
 
 def split_event_id(text):
@@ -13039,7 +13059,7 @@ class Call:
             for name, value in self.request.headers:
                 if name == "host":                          # it is no header to a rule
                     continue
-                self._headers.setdefault(name.replace("-", "_"), value)
+                self._headers.setdefault(header_variable(name), value)
         return self._headers
 
     def fire(self, name, work, **attributes):
@@ -13197,6 +13217,9 @@ class MultipartError(ValueError):
     """A body that is not the multipart form it claims to be."""
 
 
+_CONTROL_BYTE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
+
+
 class MultipartForm:
     """The parts of a multipart/form-data body (RFC 7578) in order, each read before the next: the boundary is searched for in whole
     blocks, so that a file costs no work a line.
@@ -13272,7 +13295,7 @@ class MultipartForm:
             self._more()
         padding, *lines = re.sub(rb"\r\n[ \t]+", b" ", self.buffer[:end]).split(b"\r\n")
         self.buffer = self.buffer[end + 4:]
-        if padding.strip(b" \t") or not all(b":" in line for line in lines):
+        if padding.strip(b" \t") or not all(b":" in line and not _CONTROL_BYTE(line) for line in lines):
             raise MultipartError("a part's header is broken")
         fields = {name.strip().lower(): value for name, _, value in (line.partition(b":") for line in lines)}
         return _disposition(fields.get(b"content-disposition", b"").decode("utf-8", "replace"))
@@ -13288,15 +13311,24 @@ def _find(data, mark):
     return -1
 
 
+_USUAL_DISPOSITION = re.compile(r'form-data; name="([^"\\]*)"(?:; filename="([^"\\]*)")?').fullmatch
+
+
 def _disposition(text):
-    """`form-data; name="a"; filename="b.txt"` -> ("a", "b.txt"); a name for an encoded filename* too (RFC 5987), None where one is missing."""
-    kind, options = bottle._parse_http_header(text)[0]
-    if kind.lower() != "form-data":
-        return None, None
-    encoded = options.get("filename*", "")
-    if encoded.lower().startswith("utf-8'"):
-        options["filename"] = unquote(encoded[6:].partition("'")[2], errors="replace")
-    return options.get("name"), options.get("filename")
+    """`form-data; name="a"; filename="x/b.txt"` -> ("a", "b.txt"); encoded and split ones too (RFC 2231), None where one is missing."""
+    usual = _USUAL_DISPOSITION(text)
+    if usual:
+        name, filename = usual.groups()
+    else:
+        from email.message import Message
+        message = Message()
+        message["content-disposition"] = text
+        kind, *options = message.get_params((("", ""),), "content-disposition")
+        if kind[0].lower() != "form-data":
+            return None, None
+        options = {key.lower(): collapse_rfc2231_value(value) for key, value in options}
+        name, filename = options.get("name"), options.get("filename")
+    return name, filename and (os.path.basename(filename.rstrip("/")) or "/")
 
 
 class LimitedStream:
@@ -13523,8 +13555,9 @@ def connect_realtime(call):
     headers = (*STREAM_HEADERS, *SECURITY_HEADERS)
     if request.method == "HEAD":
         return Response(200, headers)
-    resume = split_event_id(request.header("last-event-id"))
-    client = Client(broker, request, call.ip, resume is not None or parse_bool(call.param("resume")))
+    last, asked = request.header("last-event-id"), parse_bool(call.param("resume"))
+    resume = split_event_id(last) or (UNKNOWN_EVENT if last and asked else None)
+    client = Client(broker, request, call.ip, asked or resume is not None)
     headers += (("Transfer-Encoding", "chunked"),) if request.version == "1.1" else (("Connection", "close"),)
     return Response(200, headers, Upgrade(functools.partial(serve_event_stream, broker, client, resume, call.auth)))
 
@@ -13532,7 +13565,11 @@ def connect_realtime(call):
 @route("POST", "/api/realtime")
 def set_subscriptions(call):
     """POST /api/realtime"""
-    broker, data = call.app.realtime, dict(call.data())
+    broker = call.app.realtime
+    try:
+        data = dict(call.data())
+    except ApiError as error:
+        raise unreadable(error, "") from None
     if not call.request.header("content-type").startswith("application/json"):
         texts = data.get("subscriptions", [])
         data["subscriptions"] = [cast_text(text) for text in (texts if isinstance(texts, list) else [texts])]
@@ -13764,7 +13801,7 @@ class RecordWrite:
         for upload in uploads:
             key = file_key(self.collection.id, id, upload)
             self.keys[upload] = key
-            save_upload(self.app, key, upload)
+            save_upload(self.app, key, upload, self.FAILED[self.verb])
 
     def _hash_passwords(self):
         for field in self.collection.fields:
@@ -14063,7 +14100,7 @@ class Batch:
         name, id = unquote(parts[0]), unquote(parts[1]) if len(parts) > 1 else ""
         call = Call(self.call.app, None, item["method"], self.call.auth, parse_query(query or ""), "batch")
         call.ip = self.call.ip
-        call._headers = {**self.call.headers, **{k.lower().replace("-", "_"): str(v) for k, v in (item["headers"] or {}).items()
+        call._headers = {**self.call.headers, **{header_variable(k.lower()): str(v) for k, v in (item["headers"] or {}).items()
                                                 if k.lower() not in ("authorization", "content-type")}}
         call._data = dict(item["body"] or {})
         call.uploads = self._uploads(index)

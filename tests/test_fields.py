@@ -408,6 +408,32 @@ def test_json_bodies_keep_reorder_and_clear_files(api):
     assert api.patch(path, {"files": None}).json["files"] == []
 
 
+@pytest.mark.parametrize("word, operand, kept", [
+    ("files+", [None], "12"), ("files+", ["", None], "12"), ("files+", [[]], "12"), ("files+", [{}], "12"), ("files+", [["{2}"]], "12"), ("+files", [["{2}"]], "21"),
+    ("files+", [0], "0"), ("+files", [1.5], "1.5"), ("files+", [True], "true"), ("files+", [None, [["a"]]], "a"),
+    ("files", [["{1}"]], "1"), ("files-", [["{1}"]], "2"), ("files-", [None, 0, [[]]], "12"),
+    ("file+", [None], "1"), ("file+", [""], "1"), ("file+", ["", "{1}"], "1"), ("file+", [[]], "1"), ("+file", [["a"]], "1"),
+    ("file+", [0], "0"), ("file+", [["a"]], "a"), ("file", [["{1}"]], "1")])
+def test_what_is_no_name_does_no_harm_to_stored_files(api, word, operand, kept):
+    """`kept`: the first letters of the files afterwards, or the text that is refused."""
+    created = api.add("everything", form={"file": ("1.txt", b"1"), "files": [("1.txt", b"1"), ("2.txt", b"2")]})
+    name = word.strip("+-")
+    stored = created[name] if isinstance(created[name], list) else [created[name]]
+    fill = lambda value: [fill(v) for v in value] if isinstance(value, list) else value.format("", *stored) if isinstance(value, str) else value
+    changed = api.patch(records("everything", created["id"]), {word: fill(operand)})
+    if kept.strip("12"):
+        assert (changed.status, changed.json["data"][name]["params"]) == (400, {"invalidFiles": [kept]})
+    else:
+        names = changed.json[name] if isinstance(changed.json[name], list) else [changed.json[name]]
+        assert changed.status == 200 and names == [stored[int(digit) - 1] for digit in kept]
+    assert len(stored_files(api, created)) >= 2
+
+
+def test_refused_names_are_shown_in_part(api):
+    refused = api.post(ALL, {"files": ["é" * 200, "b"]}).json["data"]["files"]
+    assert refused["params"] == {"invalidFiles": ["é" * 125, "b"]} and refused["message"] == f"Invalid new files: [{'é' * 125} b]."
+
+
 def test_last_upload_wins_on_single_fields(api):
     created = api.add("everything", form={"file": [("one.txt", b"1"), ("two.txt", b"2")]})
     assert created["file"].startswith("two_") and stored_files(api, created) == [created["file"]]

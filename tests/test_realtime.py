@@ -821,6 +821,20 @@ def test_unknown_client_and_a_restarted_server_mean_reset(fresh):
 
 
 @beyond
+@pytest.mark.parametrize("last", ["nope.5", "x", "{id}", "{id}.", "{id}.x", "{id}.-1"])
+def test_an_event_id_of_nobody_means_reset_to_those_who_ask(fresh, last):
+    server = fresh()
+    first = Stream(server, resume=True)
+    last = last.format(id=first.client_id)
+    again = Stream(server, resume=True, last=last)
+    assert again.next() == ("PB_RESET", {"clientId": again.client_id, "subscriptions": []})
+    server.make("open", ["t"])
+    plain = Stream(server, "open/*", last=last)
+    server.add("open")
+    assert plain.next()[0] == "open/*"
+
+
+@beyond
 def test_window_is_bounded_and_beyond_it_comes_a_reset_with_the_topics_kept(fresh):
     server = fresh(command=tuned(RESUME_MESSAGES=3, RESUME_SECONDS=2))
     server.make("open", ["t"])
