@@ -2582,18 +2582,20 @@ _SIGNATURES = (
     ("image/jpx", ".jpf", [(0, b"\0\0\0\x0cjP  \r\n\x87\n"), (20, b"jpx ")]),
     ("image/jpm", ".jpm", [(0, b"\0\0\0\x0cjP  \r\n\x87\n"), (20, b"jpm ")]),
     ("image/jxl", ".jxl", [(0, b"\xff\x0a")], [(0, b"\0\0\0\x0cJXL \r\n\x87\n")]),
+    ("image/jxs", ".jxs", [(0, b"\0\0\0\x0cJXS \r\n\x87\n")]),
     ("image/jxr", ".jxr", [(0, b"II\xbc\x01")]),
     ("image/gif", ".gif", [(0, b"GIF87a")], [(0, b"GIF89a")]),
     ("image/webp", ".webp", [(0, b"RIFF"), (8, b"WEBP"), (12, b"")]),
     ("audio/wav", ".wav", [(0, b"RIFF"), (8, b"WAVE"), (12, b"")]),
-    ("video/x-msvideo", ".avi", [(0, b"RIFF"), (8, b"AVI LIST")]),
-    ("audio/qcelp", ".qcp", [(0, b"RIFF"), (8, b"QLCM")]),
+    ("video/x-msvideo", ".avi", [(0, b"RIFF"), (8, b"AVI LIST"), (16, b"")]),
+    ("audio/qcelp", ".qcp", [(0, b"RIFF"), (8, b"QLCM"), (12, b"")]),
     ("image/bmp", ".bmp", [(0, b"BM"), (14, b"\x28\0\0\0")], [(0, b"BM"), (14, b"\x6c\0\0\0")], [(0, b"BM"), (14, b"\x7c\0\0\0")]),
     ("image/tiff", ".tiff", [(0, b"II*\0")], [(0, b"MM\0*")]),
     ("image/x-icon", ".ico", [(0, b"\0\0\1\0")], [(0, b"\0\0\2\0")]),
     ("image/x-icns", ".icns", [(0, b"icns")]),
     ("image/vnd.adobe.photoshop", ".psd", [(0, b"8BPS")]),
     ("image/x-xcf", ".xcf", [(0, b"gimp xcf")]),
+    ("image/x-gimp-pat", ".pat", [(20, b"GPAT")]),
     ("image/x-gimp-gbr", ".gbr", [(20, b"GIMP")]),
     ("image/vnd.djvu", ".djvu", *[[(0, b"AT&TFORM"), (12, kind)] for kind in (b"DJVM", b"DJVU", b"DJVI", b"THUM")]),
     ("image/bpg", ".bpg", [(0, b"BPG\xfb")]),
@@ -2616,10 +2618,15 @@ _SIGNATURES = (
     ("application/vnd.fdf", ".fdf", [(0, b"%FDF")]),
     ("application/postscript", ".ps", [(0, b"%!PS-Adobe-")]),
     ("application/pkcs7-signature", ".p7s", [(0, b"-----BEGIN PKCS7")]),
+    ("application/x-xar", ".xar", [(0, b"xar!")]),
+    ("application/vnd.ms-htmlhelp", ".chm", [(0, b"ITSF\3\0\0\0\x60\0\0\0")]),
+    ("application/cbor", ".cbor", [(0, b"\xd9\xd9\xf7")]),
+    ("application/vnd.wordperfect", ".wpd", [(0, b"\xffWPC"), (8, b"\1\x0a")]),
     ("application/gzip", ".gz", [(0, b"\x1f\x8b")]),
     ("application/x-bzip2", ".bz2", [(0, b"BZh")]),
     ("application/x-xz", ".xz", [(0, b"\xfd7zXZ\0")]),
-    ("application/zstd", ".zst", [(0, b"\x28\xb5\x2f\xfd")]),
+    ("application/zstd", ".zst", *[[(0, bytes((low,)) + b"\xb5\x2f\xfd")] for low in range(0x22, 0x29)],
+     *[[(0, bytes((low,)) + b"\x2a\x4d\x18")] for low in range(0x50, 0x60)]),
     ("application/lzip", ".lz", [(0, b"LZIP")]),
     ("application/x-7z-compressed", ".7z", [(0, b"7z\xbc\xaf\x27\x1c")]),
     ("application/vnd.rar", ".rar", [(0, b"Rar!\x1a\x07\0")], [(0, b"Rar!\x1a\x07\1\0")]),
@@ -2656,29 +2663,30 @@ _SIGNATURES = (
     ("application/vnd.tcpdump.pcap", ".pcap", [(0, b"\xd4\xc3\xb2\xa1")], [(0, b"\xa1\xb2\xc3\xd4")]),
     ("application/onenote", ".one", [(0, bytes.fromhex("e4525c7b8cd8a74daeb15378d02996d3"))]),
     ("model/gltf-binary", ".glb", [(0, b"glTF\2\0\0\0")], [(0, b"glTF\1\0\0\0")]),
-    ("video/quicktime", ".mov", *[[(4, atom)] for atom in (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")]),
+    ("video/quicktime", ".mov", [(0, b"\0\0\0\x08wide"), (8, b"")], *[[(4, atom), (8, b"")] for atom in (b"moov", b"mdat", b"free", b"skip", b"pnot")]),
 )
 _SIGNATURES_BY_BYTE = [     # what can still be meant when this is the first byte; in the same order
     [(content_type, extension, parts) for content_type, extension, *alternatives in _SIGNATURES for parts in alternatives
      if not any(offset == 0 and magic and magic[0] != byte for offset, magic in parts)]
     for byte in range(256)]
-# ISO base media (bytes 4-8 are "ftyp"): brand prefix -> type, extension; any other brand is video/mp4
+# ISO base media (bytes 4-8 are "ftyp"): brands of four letters -> type, extension; any other is video/mp4
 _MEDIA_BRANDS = (
     ("heic heix", "image/heic", ".heic"),
     ("hevc hevx", "image/heic-sequence", ".heic"),
     ("mif1 heis heim", "image/heif", ".heif"),
-    ("msf1 hevm hevs", "image/heif-sequence", ".heif"),
+    ("msf1 hevm hevs avcs", "image/heif-sequence", ".heif"),
     ("avif avis", "image/avif", ".avif"),
-    ("M4A", "audio/x-m4a", ".m4a"),
-    ("M4V", "video/x-m4v", ".m4v"),
-    ("mqt", "video/quicktime", ".mqv"),
-    ("qt", "video/quicktime", ".mov"),
-    ("3gp 3gs 3ge 3gr", "video/3gpp", ".3gp"),
-    ("3g2", "video/3gpp2", ".3g2"),
-    ("F4A F4B M4B M4P MSNV NDAS", "audio/mp4", ".mp4"),
-    ("mj2s mjp2", "video/mj2", ".mj2"),
-    ("dby1", "video/vnd.dvb.file", ".dvb"),
+    ("M4A ", "audio/x-m4a", ".m4a"),
+    ("M4V  M4VH M4VP", "video/x-m4v", ".m4v"),
+    ("mqt ", "video/quicktime", ".mqv"),
+    ("qt  ", "video/quicktime", ".mov"),
+    ("3gp1 3gp2 3gp3 3gp4 3gp5 3gp6 3gp7 3gs7 3ge6 3ge7 3gg6", "video/3gpp", ".3gp"),
+    ("3g24 3g25 3g26 3g2a 3g2b 3g2c KDDI", "video/3gpp2", ".3g2"),
+    ("F4A  F4B  M4B  M4P  MSNV NDAS", "audio/mp4", ".mp4"),
+    ("mj2s mjp2 MFSM", "video/mj2", ".mj2"),
+    ("dby1 dvr1 dvt1 drc1 emsg dmb1 dsms dts1 dxo ", "video/vnd.dvb.file", ".dvb"),
 )
+_BRAND_TYPES = {brands[at:at + 4]: (content_type, extension) for brands, content_type, extension in _MEDIA_BRANDS for at in range(0, len(brands), 5)}
 _OGG_CODECS = (
     (b"\x01vorbis OpusHead \x7fFLAC Speex", "audio/ogg", ".oga"),
     (b"\x80theora fishead BBCD\0 \x01video", "video/ogg", ".ogv"),
@@ -2693,14 +2701,19 @@ _OLE_CLASSES = {
     "0b0d020000000000c000000000000046": ("application/vnd.ms-outlook", ".msg"),
 }
 # zip entry name prefix -> type, extension; the first row that some entry in the head matches
+_ZIP_NAMES = (
+    *[(name, "application/vnd.android.package-archive", ".apk") for name in (
+        b"AndroidManifest.xml", b"META-INF/com/android/build/gradle/app-metadata.properties", b"classes.dex", b"resources.arsc", b"res/drawable")],
+    (b"doc.kml", "application/vnd.google-earth.kmz", ".kmz"),
+)
 _ZIP_FOLDERS = (
     (b"word/", _OFFICE + "wordprocessingml.document", ".docx"),
     (b"xl/", _OFFICE + "spreadsheetml.sheet", ".xlsx"),
     (b"ppt/", _OFFICE + "presentationml.presentation", ".pptx"),
     (b"visio/", "application/vnd.ms-visio.drawing.main+xml", ".vsdx"),
-    (b"AndroidManifest.xml", "application/vnd.android.package-archive", ".apk"),
 )
-_ZIP_FIRST = ((b"META-INF/", "application/java-archive", ".jar"), (b"doc.kml", "application/vnd.google-earth.kmz", ".kmz"))
+_ZIP_OFFICE_FIRST = (b"[Content_Types].xml", b"_rels/", b"docProps/", b"customXml/", b"[trash]/")     # what an office document may begin with
+_ZIP_JAR_FIRST = (b"META-INF/", b"META-INF/MANIFEST.MF")
 # content of the first entry, "mimetype" -> extension (EPUB OCF 3.2; OpenDocument 1.3, part 2)
 _ZIP_MIMETYPES = {
     "application/epub+zip": ".epub",
@@ -2716,7 +2729,9 @@ _XML_ROOTS = (
     (b"<rss", b"", "application/rss+xml", ".rss"),
     (b"<feed", b"http://www.w3.org/2005/Atom", "application/atom+xml", ".atom"),
     (b"<kml", b"http://www.opengis.net/kml/", "application/vnd.google-earth.kml+xml", ".kml"),
-    (b"<gpx", b"http://www.topografix.com/GPX/", "application/gpx+xml", ".gpx"),
+    (b"<kml", b"http://earth.google.com/kml/2.", "application/vnd.google-earth.kml+xml", ".kml"),
+    (b"<X3D", b"http://www.w3.org/2001/XMLSchema-instance", "model/x3d+xml", ".x3d"),
+    (b"<gpx", b"http://www.topografix.com/GPX/1/1", "application/gpx+xml", ".gpx"),
     (b"<html", b"http://www.w3.org/1999/xhtml", "application/xhtml+xml", ".html"),
     (b"<xliff", b"urn:oasis:names:tc:xliff:document:", "application/x-xliff+xml", ".xlf"),
     (b"<COLLADA", b"http://www.collada.org/", "model/vnd.collada+xml", ".dae"),
@@ -2728,18 +2743,18 @@ _XML_ROOTS = (
     (b"", b"http://www.opengis.net/gml", "application/gml+xml", ".gml"),
 )
 _HTML = re.compile(
-    rb"<!--.*?-->|<(?:!doctype html|html|head|script|iframe|h1|div|font|table|a|style|title|b|body|br|p)[\s>]", re.IGNORECASE | re.DOTALL
+    rb"<(?:!--|!doctype html|html|head|script|iframe|h1|div|font|table|a|style|title|b|body|br|p)[\s>]", re.IGNORECASE | re.DOTALL
 )
 _SHEBANG = rb"#!\s*(?:/usr/bin/env\s+(?:-S )?|/usr/(?:local/)?bin/)"
 _TEXT_PATTERNS = (  # pattern at the start of the text, type, extension; tried in this order
-    (re.compile(rb"<\?(?:php|[ \r\n])|" + _SHEBANG + rb"php", re.IGNORECASE), "text/x-php", ".php"),
-    (re.compile(_SHEBANG + rb"node"), "text/javascript", ".js"),
+    (re.compile(rb"<\?(?:php(?!\Z)|[ \r\n])|" + _SHEBANG + rb"php", re.IGNORECASE), "text/x-php", ".php"),
+    (re.compile(rb"#!\s*(?:/usr/bin/env\s+(?:-S )?|(?:/usr)?/bin/)node"), "text/javascript", ".js"),
     (re.compile(_SHEBANG + rb"lua"), "text/x-lua", ".lua"),
-    (re.compile(_SHEBANG + rb"perl(?=\s|\Z)"), "text/x-perl", ".pl"),
+    (re.compile(rb"#!\s*/usr/bin/(?:env\s+(?:-S )?)?perl(?=\s|\Z)"), "text/x-perl", ".pl"),
     (re.compile(_SHEBANG + rb"python"), "text/x-python", ".py"),
     (re.compile(_SHEBANG + rb"ruby"), "text/x-ruby", ".rb"),
-    (re.compile(_SHEBANG + rb"(?:tclsh|wish)"), "text/x-tcl", ".tcl"),
-    (re.compile(rb"#!\s*/bin/(?:ba|z|da|k|c|tc)?sh\b|" + _SHEBANG + rb"(?:ba|z)sh\b"), "text/x-shellscript", ".sh"),
+    (re.compile(_SHEBANG + rb"(?:tcl|wish)"), "text/x-tcl", ".tcl"),
+    (re.compile(rb"#!\s*(?:/bin/(?:ba|z|da|k|c|tc)?|/usr/bin/env\s+(?:-S )?(?:ba|z)|/usr/local/bin/(?:ba|z|da|k))sh\b"), "text/x-shellscript", ".sh"),
     (re.compile(rb"\{\\rtf"), "text/rtf", ".rtf"),
     (re.compile(rb"BEGIN:VCARD\r?\n."), "text/vcard", ".vcf"),
     (re.compile(rb"BEGIN:VCALENDAR\r?\n."), "text/calendar", ".ics"),
@@ -2794,7 +2809,7 @@ _UNKNOWN = ("application/octet-stream", "")
 
 
 def _sniff_binary(head):
-    for test in (_sniff_animation, _sniff_pdf, _sniff_zip, _sniff_ole, _sniff_media, _sniff_ogg, _sniff_ebml, _sniff_java, _sniff_font):
+    for test in (_sniff_animation, _sniff_pdf, _sniff_zip, _sniff_crx, _sniff_ole, _sniff_media, _sniff_ogg, _sniff_ebml, _sniff_java, _sniff_font):
         if found := test(head):
             return found
     for content_type, extension, parts in _SIGNATURES_BY_BYTE[head[0]] if head else ():
@@ -2815,8 +2830,11 @@ def _sniff_animation(head):
         return "image/apng", ".apng"
 
 
+_PDF_REACH = 1024       # bytes that may be junk before the header (PDF 32000, annex H.3.4.1)
+
+
 def _sniff_pdf(head):
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n\x0c\0").startswith(b"%PDF-"):
+    if b"%PDF-" in head[:_PDF_REACH]:
         return "application/pdf", ".pdf"
 
 
@@ -2824,18 +2842,24 @@ def _sniff_zip(head):
     if not head.startswith((b"PK\3\4", b"PK\5\6", b"PK\7\x08")):
         return None
     names = _zip_names(head)
-    for prefix, content_type, extension in _ZIP_FOLDERS:
+    for prefix, content_type, extension in _ZIP_NAMES:
         if any(name.startswith(prefix) for name in names):
+            return content_type, extension
+    for prefix, content_type, extension in _ZIP_FOLDERS:
+        if any(name.startswith(prefix) for name in names) and names[0].startswith((prefix, *_ZIP_OFFICE_FIRST)):
             return content_type, extension
     if names[:1] == [b"mimetype"]:
         content = head[38:120].decode("latin-1")
         for content_type, extension in _ZIP_MIMETYPES.items():
             if content.startswith(content_type):
                 return content_type, extension
-    for prefix, content_type, extension in _ZIP_FIRST:
-        if names and names[0].startswith(prefix):
-            return content_type, extension
-    return "application/zip", ".zip"
+    return ("application/java-archive", ".jar") if names and names[0] in _ZIP_JAR_FIRST else ("application/zip", ".zip")
+
+
+def _sniff_crx(head):
+    """A zip behind a key and a signature (CRX2)."""
+    if head.startswith(b"Cr24") and head.startswith(b"PK\3\4", 16 + int.from_bytes(head[8:12], "little") + int.from_bytes(head[12:16], "little")):
+        return "application/x-chrome-extension", ".crx"
 
 
 def _zip_names(head):
@@ -2857,13 +2881,8 @@ def _sniff_ole(head):
 
 
 def _sniff_media(head):
-    if head[4:8] != b"ftyp":
-        return None
-    brand = head[8:12].decode("latin-1")
-    for prefixes, content_type, extension in _MEDIA_BRANDS:
-        if brand.startswith(tuple(prefixes.split())):
-            return content_type, extension
-    return "video/mp4", ".mp4"
+    if head[4:8] == b"ftyp" and head[0] == 0 and len(head) >= 12:
+        return _BRAND_TYPES.get(head[8:12].decode("latin-1"), ("video/mp4", ".mp4"))
 
 
 def _sniff_ogg(head):
@@ -2971,23 +2990,30 @@ def _sniff_xml(head, body):
     return f"text/xml; charset={declared[1].decode() if declared else 'utf-8'}", ".xml"
 
 
+_LAST_CHARACTER = re.compile(rb"[\xc0-\xff][\x80-\xbf]{0,3}\Z").search
+
+
 def _plain_charset(head):
     """UTF-8 (a character cut off at the end is fine), else the one-byte sets that leave their control range alone."""
     if not head:
         return ""
+    cut = _LAST_CHARACTER(head)
     try:
-        head.decode()
+        (head[:cut.start()] if cut else head).decode()
         return "utf-8"
-    except UnicodeDecodeError as error:
-        if error.reason == "unexpected end of data":
-            return "utf-8"
+    except UnicodeDecodeError:
+        pass
     if re.search(rb"[\x80-\x84\x86-\x9f]", head):
         return ""
     return "windows-1252" if b"\x85" in head else "iso-8859-1"
 
 
+def _no_constant(text):
+    raise json.JSONDecodeError("no JSON", text, 0)
+
+
 _CUT_JSON_TOKEN = re.compile(r'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrtu])*\\?|-|t|tr|tru|f|fa|fal|fals|n|nu|nul').fullmatch
-_json_value = json.JSONDecoder().raw_decode
+_json_value = json.JSONDecoder(strict=False, parse_constant=_no_constant).raw_decode
 
 
 def _sniff_json(head):
@@ -3016,11 +3042,12 @@ def _read_json_head(text):
 _JSON_KINDS = (  # key path within the two upper levels, its values (None any), type, extension
     ("type", _GEO_TYPES, "application/geo+json", ".geojson"),
     ("asset.version", ("1.0", "2.0"), "model/gltf+json", ".gltf"),
+    ("bomFormat", ("CycloneDX",), "application/vnd.cyclonedx+json", ".json"),
     ("log.version", None, "application/json", ".har"),
     ("log.creator", None, "application/json", ".har"),
     ("log.entries", None, "application/json", ".har"),
 )
-_JSON_MARK = re.compile(r'"(?:type|asset|log)"')
+_JSON_MARK = re.compile(r'"(?:type|asset|log|bomFormat)"')
 _JSON_PIECE = re.compile(r'[{}\[\],]|"((?:[^"\\]|\\.)*)"(\s*:)?')
 
 
@@ -3060,9 +3087,12 @@ def _sniff_mail(head):
     return "message/rfc822", ".eml"
 
 
+_TABLE_BYTES = 3072
+
+
 def _sniff_table(head):
     text = head.decode("latin-1")
-    if len(head) >= SNIFF_BYTES:
+    if len(head) >= _TABLE_BYTES:       # the last line may be cut off
         text = text[: text.rfind("\n") + 1]
     for delimiter, content_type, extension in ((",", "text/csv", ".csv"), ("\t", "text/tab-separated-values", ".tsv")):
         if delimiter in text and _is_table(text, delimiter):
@@ -3081,11 +3111,12 @@ def _is_table(text, delimiter):
 
 def _extension_table():
     rows = [(content_type, extension) for content_type, extension, *_ in _SIGNATURES]
-    rows += [row[-2:] for row in _MEDIA_BRANDS + _OGG_CODECS + _ZIP_FOLDERS + _ZIP_FIRST + _XML_ROOTS + _TEXT_PATTERNS]
+    rows += [row[-2:] for row in _MEDIA_BRANDS + _OGG_CODECS + _ZIP_FOLDERS + _ZIP_NAMES + _XML_ROOTS + _TEXT_PATTERNS]
     rows += [*_OLE_CLASSES.values(), *_ZIP_MIMETYPES.items()]
     rows += [("text/plain", ".txt"), ("text/html", ".html"), ("text/xml", ".xml"), ("text/csv", ".csv"), ("application/json", ".json")]
     rows += [("text/tab-separated-values", ".tsv"), ("application/x-ndjson", ".ndjson"), ("application/geo+json", ".geojson")]
-    rows += [("model/gltf+json", ".gltf"), ("message/rfc822", ".eml"), ("application/pdf", ".pdf"), ("application/zip", ".zip")]
+    rows += [("model/gltf+json", ".gltf"), ("message/rfc822", ".eml"), ("application/pdf", ".pdf"), ("application/zip", ".zip"), ("application/java-archive", ".jar"),
+             ("application/x-chrome-extension", ".crx")]
     rows += [("audio/mpeg", ".mp3"), ("video/webm", ".webm"), ("video/matroska", ".mkv"), ("image/apng", ".apng"), ("font/ttf", ".ttf")]
     rows += [("application/x-tar", ".tar"), ("video/mp4", ".mp4"), ("application/ogg", ".ogg"), ("application/x-java-applet", ".class")]
     rows += [("application/marc", ".mrc"), ("application/x-bytecode.python", ".pyc")]
