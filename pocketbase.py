@@ -2663,7 +2663,8 @@ _SIGNATURES = (
     ("application/vnd.tcpdump.pcap", ".pcap", [(0, b"\xd4\xc3\xb2\xa1")], [(0, b"\xa1\xb2\xc3\xd4")]),
     ("application/onenote", ".one", [(0, bytes.fromhex("e4525c7b8cd8a74daeb15378d02996d3"))]),
     ("model/gltf-binary", ".glb", [(0, b"glTF\2\0\0\0")], [(0, b"glTF\1\0\0\0")]),
-    ("video/quicktime", ".mov", [(0, b"\0\0\0\x08wide"), (8, b"")], *[[(4, atom), (8, b"")] for atom in (b"moov", b"mdat", b"free", b"skip", b"pnot")]),
+    ("video/quicktime", ".mov", [(0, b"\0\0\0\x08wide"), (8, b"")],
+     *[[(4, atom), (8, b"")] for atom in (b"moov", b"mdat", b"free", b"skip", b"pnot")]),
 )
 _SIGNATURES_BY_BYTE = [     # what can still be meant when this is the first byte; in the same order
     [(content_type, extension, parts) for content_type, extension, *alternatives in _SIGNATURES for parts in alternatives
@@ -3115,8 +3116,8 @@ def _extension_table():
     rows += [*_OLE_CLASSES.values(), *_ZIP_MIMETYPES.items()]
     rows += [("text/plain", ".txt"), ("text/html", ".html"), ("text/xml", ".xml"), ("text/csv", ".csv"), ("application/json", ".json")]
     rows += [("text/tab-separated-values", ".tsv"), ("application/x-ndjson", ".ndjson"), ("application/geo+json", ".geojson")]
-    rows += [("model/gltf+json", ".gltf"), ("message/rfc822", ".eml"), ("application/pdf", ".pdf"), ("application/zip", ".zip"), ("application/java-archive", ".jar"),
-             ("application/x-chrome-extension", ".crx")]
+    rows += [("model/gltf+json", ".gltf"), ("message/rfc822", ".eml"), ("application/pdf", ".pdf"), ("application/zip", ".zip")]
+    rows += [("application/java-archive", ".jar"), ("application/x-chrome-extension", ".crx")]
     rows += [("audio/mpeg", ".mp3"), ("video/webm", ".webm"), ("video/matroska", ".mkv"), ("image/apng", ".apng"), ("font/ttf", ".ttf")]
     rows += [("application/x-tar", ".tar"), ("video/mp4", ".mp4"), ("application/ogg", ".ogg"), ("application/x-java-applet", ".class")]
     rows += [("application/marc", ".mrc"), ("application/x-bytecode.python", ".pyc")]
