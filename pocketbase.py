@@ -12663,8 +12663,10 @@ class Broker:
     # -- who asks
 
     def token_record(self, client, token):
-        """The record of a token that came over a WebSocket, None for a bad one."""
-        record = self.app.identities.of_header(token) if isinstance(token, str) else None
+        """The record of a token that came over a WebSocket, None for a bad one and for none."""
+        if not isinstance(token, (str, types.NoneType)):
+            raise bad_request("Unknown or malformed message.")
+        record = self.app.identities.of_header(token) if token else None
         if record is not None and record.collection.name == SUPERUSERS and not superuser_ip_allowed(self.app, client.ip):
             raise forbidden()
         return record
@@ -13624,8 +13626,7 @@ OAUTH2_REDIRECTS = "../_/#/auth/oauth2-redirect-"
 @route("POST", "/api/oauth2-redirect")
 def receive_oauth2_redirect(call):
     """GET|POST /api/oauth2-redirect: where a provider sends the browser back to; its code goes to the realtime client that `state` names"""
-    broker = call.app.realtime
-    values = call.data() if call.method == "POST" else {name: texts[0] for name, texts in call.query.items()}
+    broker, values = call.app.realtime, _redirect_values(call)
     state, code, error, user = (cast_text(values.get(name, "")) for name in ("state", "code", "error", "user"))
     client = broker.find(state)
     good = False
@@ -13637,6 +13638,16 @@ def receive_oauth2_redirect(call):
             broker.send_to(client, OAUTH2_TOPIC, {"state": state, "code": code, **({"error": error} if error else {})})
             good = bool(code) and not error
     return Response(307 if call.method == "GET" else 303, (*SECURITY_HEADERS, ("Location", OAUTH2_REDIRECTS + ("success" if good else "failure"))))
+
+
+def _redirect_values(call):
+    """What the provider sent; what cannot be read names no client, so that a browser always lands on a page."""
+    if call.method != "POST":
+        return {name: texts[0] for name, texts in call.query.items()}
+    try:
+        return call.data()
+    except ApiError:
+        return {}
 
 
 APPLE_NAME_SECONDS = 60
@@ -14497,14 +14508,15 @@ def read_form(call, shape):
     except ApiError as error:
         raise unreadable(error, "An error occurred while loading the submitted data.") from None
     if not call.request.header("content-type").startswith("application/json"):
-        data = {name: cast_text(value) if shape.get(name) == "text" else value for name, value in data.items()}
+        firsts = {name: value[0] if isinstance(value, list) else value for name, value in data.items()}
+        data = {name: cast_text(value) if shape.get(name) == "text" else value for name, value in firsts.items()}
     return load_form(shape, data)
 
 
 def auth_answer(call, info, record, token, meta=None):
     """The answer of every sign-in: token, record as its owner sees it, provider data."""
     app, collection, row, expand = call.app, record.collection, record.loaded or record.row(), call.param("expand")
-    superuser = collection.name == SUPERUSERS or call.superuser
+    superuser = collection.name == SUPERUSERS          # not that of the caller, who may ask in another's name
     if expand or app.events.listened("record_enrich"):
         own = RequestInfo(info.context, info.method, info.headers, info.query, info.body, record, superuser)
         text = records_json(app, app.store, own, collection, [row], expand)[0]

@@ -269,6 +269,24 @@ def test_impersonate_is_for_superusers(api, who, body, status):
     assert api.post(f"/api/collections/users/impersonate/{user_of(api)['id']}", body, token=token).status == status
 
 
+def test_answers_show_the_record_as_its_owner_sees_it_whoever_asks(api):
+    peer = user_of(api)["id"]
+    api.make("owned", [{"name": "secret", "type": "text", "hidden": True}, {"name": "peer", "type": "relation", "collectionId": "_pb_users_auth_", "maxSelect": 1}],
+             type="auth")
+    made = api.add_user(ANN, "owned", secret="s", peer=peer)
+    own = api.post("/api/collections/owned/auth-with-password?expand=peer", {"identity": ANN, "password": PASSWORD}).json["record"]
+    assert "secret" in made and "secret" not in own and own["expand"] == {}
+    asked = api.post("/api/collections/owned/auth-with-password?expand=peer", {"identity": ANN, "password": PASSWORD}, token=api.su)
+    assert asked.json["record"] == own
+    assert api.post(f"/api/collections/owned/impersonate/{made['id']}?expand=peer", {}, token=api.su).json["record"] == own
+
+
+def test_of_several_form_values_the_first_counts(api):
+    body = f"identity={ANN}&password={PASSWORD}&identity=other"
+    answer = api.post("/api/collections/users/auth-with-password", body=body.encode(), headers={"Content-Type": "application/x-www-form-urlencoded"})
+    assert answer.status == 200
+
+
 def test_impersonate_unknown_records(api):
     assert api.post("/api/collections/users/impersonate/missing", token=api.su).json == envelope(404, NOT_FOUND)
     assert api.post("/api/collections/base/impersonate/missing", token=api.su).json == envelope(404, "Missing or invalid auth collection context.")

@@ -299,6 +299,12 @@ def test_providers_may_post_to_the_redirect_address(api):
         assert client.next() == ("@oauth2", {"state": client.client_id, "code": "123456"})
 
 
+@pytest.mark.parametrize("body, kind", [(b"{", "application/json"), (b"state=x", "text/plain"), (b"x", "")])
+def test_what_cannot_be_read_leads_to_the_failure_page(api, body, kind):
+    answer = api.post("/api/oauth2-redirect", body=body, headers={"Content-Type": kind})
+    assert (answer.status, answer.headers["Location"]) == (303, BAD)
+
+
 def test_case_23_the_redirect_address_sends_nobody_elsewhere(api):
     for query in ({"redirect": "https://evil.example.com"}, {"redirect_uri": "//evil.example.com"}, {"state": "//evil.example.com", "error": "\r\nLocation: http://evil.example.com"}):
         assert redirected(api, {"Host": "evil.example.com", "X-Forwarded-Host": "evil.example.com"}, **query) == (307, BAD)

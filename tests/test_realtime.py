@@ -487,7 +487,8 @@ def test_websocket_and_stream_get_the_same_data(server, people):
 
 @beyond
 @pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", '{"type":5}', '{"type":"nope"}', '{"type":["ping"]}', '{"type":"resume"}',
-                                  '{"type":"subscribe","subscriptions":"x"}', "[" * 5000, '{"type":"ping","type":"ping"}', b"\x00\xff"])
+                                  '{"type":"subscribe","subscriptions":"x"}', '{"type":"subscribe","subscriptions":[],"token":5}', "[" * 5000,
+                                  '{"type":"ping","type":"ping"}', b"\x00\xff"])
 def test_bad_websocket_messages_get_an_error_and_the_connection_stays(server, text):
     with Socket(server) as client:
         client.socket.send(text)
