@@ -7133,6 +7133,8 @@ def default_options(type):
     if type == "auth":
         options = fit_object(AUTH_SHAPE, copy.deepcopy(AUTH_DEFAULTS))
         options["authAlert"]["enabled"] = True
+        for kind in TOKEN_KINDS:
+            options[kind]["secret"] = random_text(50, ALPHANUMERIC)
         return options
     return {"viewQuery": ""} if type == "view" else {}
 
@@ -7248,7 +7250,7 @@ def _merge_options(shape, current, data):
         sent = next((v for k, v in data.items() if k.lower() == "oauth2"), None) or {}
         providers = next((v for k, v in sent.items() if k.lower() == "providers"), None)
         if providers is not None:
-            merged["oauth2"]["providers"] = [fit_object(PROVIDER_SHAPE, p, known.get(p.get("name")), fold=True) for p in providers]
+            merged["oauth2"]["providers"] = [fit_object(PROVIDER_SHAPE, p, known.get(p.get("name")), fold=True) for p in (p or {} for p in providers)]
     return merged
 
 
@@ -7317,9 +7319,6 @@ def _complete_fields(collection):
 
 def _complete_auth(collection, old):
     options = collection.options
-    for kind in TOKEN_KINDS:
-        if not old and not options[kind]["secret"]:
-            options[kind]["secret"] = random_text(50, ALPHANUMERIC)
     if old and (old.auth_rule or "") != (collection.auth_rule or ""):
         options["authToken"]["secret"] = random_text(50, ALPHANUMERIC)      # every issued token dies with the rule it was issued under
     mapped = options["oauth2"]["mappedFields"]
@@ -7599,7 +7598,7 @@ def _check_rules(collection, old, schema, db):
     errors = {}
     wider = schema.with_changes(collection)
     rules = {**collection.rules(), **({"authRule": collection.auth_rule, "manageRule": collection.manage_rule} if collection.is_auth else {})}
-    if collection.is_auth and collection.options["mfa"]["enabled"]:
+    if collection.is_auth and collection.options["mfa"]["enabled"] and _enough_for_mfa(collection):
         rules["mfa.rule"] = collection.options["mfa"]["rule"]
     earlier = old and {**old.rules(), "authRule": old.auth_rule, "manageRule": old.manage_rule, "mfa.rule": old.options.get("mfa", {}).get("rule")}
     for path, rule in rules.items():
@@ -7700,7 +7699,8 @@ def _check_auth_options(collection, old, schema, db):
         errors = _merged(errors, collect_errors(options, MFA_CHECKS))
     if options["oauth2"]["enabled"]:
         _check_providers(options["oauth2"]["providers"], errors)
-    if options["passwordAuth"]["enabled"] and not options["passwordAuth"]["identityFields"]:
+    names = options["passwordAuth"]["identityFields"]
+    if options["passwordAuth"]["enabled"] and not all(names or [""]):
         put_error(errors, "passwordAuth.identityFields", FieldError("validation_required"))
     return errors or _check_auth_together(collection)
 
@@ -7728,10 +7728,13 @@ def _check_providers(providers, errors):
             put_error(errors, f"oauth2.providers.{place}.{key}", error)
 
 
+def _enough_for_mfa(collection):
+    return sum(collection.options[kind]["enabled"] for kind in ("passwordAuth", "oauth2", "otp")) > 1
+
+
 def _check_auth_together(collection):
     options, errors = collection.options, {}
-    methods = sum(options[kind]["enabled"] for kind in ("passwordAuth", "oauth2", "otp"))
-    if options["mfa"]["enabled"] and methods < 2:
+    if options["mfa"]["enabled"] and not _enough_for_mfa(collection):
         put_error(errors, "mfa.enabled", FieldError("validation_mfa_not_enough_auths"))
     for name in options["passwordAuth"]["identityFields"] if options["passwordAuth"]["enabled"] else ():
         if collection.field(name) is None:
