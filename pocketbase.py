@@ -10007,16 +10007,22 @@ def new_token(record, kind, duration=0, **claims):
     return jwt.encode(dict(sorted(claims.items())), token_key(record, kind), "HS256", sort_headers=True)
 
 
-def unverified_claims(token):
-    """The payload of something shaped like one of our tokens, else None."""
+def token_payload(token):
+    """What a token claims to say; {} for what is none."""
     parts = token.split(".")
-    if len(parts) != 3 or "=" in token or len(token) > 8192:
-        return None
+    if len(parts) != 3 or "=" in parts[1] or len(token) > 8192:
+        return {}
     try:
         claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
     except (ValueError, RecursionError):
-        return None
-    if not isinstance(claims, dict) or not all(isinstance(claims.get(name), str) and claims[name] for name in ("id", "collectionId", "type")):
+        return {}
+    return claims if isinstance(claims, dict) else {}
+
+
+def unverified_claims(token):
+    """The payload of something shaped like one of our tokens, else None."""
+    claims = token_payload(token)
+    if "=" in token or not all(isinstance(claims.get(name), str) and claims[name] for name in ("id", "collectionId", "type")):
         return None
     return claims if isinstance(claims.get("exp", 0), (int, float)) and not isinstance(claims.get("exp"), bool) else None
 
@@ -10222,10 +10228,10 @@ def record_mail(app, record, kind, to="", **own):
 
 def flow_record(app, db, token, kind, collection, needed_claim=""):
     """The record of a mailed token as `db` sees it now, and its claims; a FieldError (raised) says what is wrong with it."""
-    claims = unverified_claims(token)
-    if needed_claim and (claims is None or not isinstance(claims.get(needed_claim), str) or not claims[needed_claim]):
+    needed = token_payload(token).get(needed_claim) if needed_claim else "none"
+    if not needed or not isinstance(needed, str):
         raise CLAIM_ERRORS[needed_claim]()
-    record = None
+    claims, record = unverified_claims(token), None
     if claims is not None and claims["type"] == kind:
         owner = app.schema.find(claims["collectionId"])
         record = find_record(db, owner, claims["id"]) if owner is not None and owner.is_auth else None

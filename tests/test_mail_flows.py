@@ -1,5 +1,7 @@
 """Mails and what their links and codes do: verification, password reset, e-mail change, one-time passwords, second factors, login alerts."""
+import base64
 import itertools
+import json
 import re
 import threading
 
@@ -184,8 +186,15 @@ def test_a_verification_without_password_login_takes_the_password_away(api, mail
     assert refusal(ask(api, "confirm-verification", {"token": token}, name)) == (400, {"token": "validation_invalid_token"})
 
 
+def token_saying(**claims):
+    return f"e30.{base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip('=')}.x"
+
+
 @pytest.mark.parametrize("body, error", [
     ({}, "validation_required"), ({"token": "garbage"}, "validation_invalid_token_claims"), ({"token": "a.b.c"}, "validation_invalid_token_claims"),
+    ({"token": token_saying(id="x", collectionId="users", type="verification")}, "validation_invalid_token_claims"),
+    ({"token": token_saying(email=5)}, "validation_invalid_token_claims"), ({"token": token_saying(email="a@b.co")}, "validation_invalid_token"),
+    ({"token": token_saying(email="a@b.co", exp="soon", id="x", collectionId="users", type="verification")}, "validation_invalid_token"),
 ])
 def test_refused_verification_tokens(api, body, error):
     refused = ask(api, "confirm-verification", body)
